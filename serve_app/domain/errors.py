@@ -1,0 +1,111 @@
+"""Every error that QuanTile raises on purpose, split by whose fault it is.
+
+    QuantileError
+    ├── CallerError                 the caller can fix it; HTTP 4xx, exit code 2
+    │   ├── ConfigError             a configuration file or argument is wrong
+    │   ├── CheckpointError         a checkpoint is not what it was declared to be
+    │   ├── MalformedRequestError   400
+    │   ├── UnknownModelError       404
+    │   ├── UnknownPathError        404
+    │   ├── MethodNotAllowedError   405
+    │   └── BodyTooLargeError       413
+    └── ServerError                 we could not do our part; HTTP 5xx, exit code 1
+        ├── VariantUnavailableError 503  no variant could take the request
+        ├── EngineError             an engine did not start, or died
+        ├── BuildError              a variant could not be made, or came out wrong
+        └── InvalidRunError         a measurement cannot be trusted
+
+A message states need, have, and what to change. Arguments are positional, so that errors
+survive pickling between Ray actors.
+"""
+
+
+class QuantileError(Exception):
+    """Root of the tree. `code` is the stable, machine-readable name of the error."""
+
+    http_status = 500
+    code = "internal_error"
+    exit_code = 1
+
+
+class CallerError(QuantileError):
+    """The caller can fix this by changing the request, the file or the command."""
+
+    http_status = 400
+    code = "invalid_request"
+    exit_code = 2
+
+
+class ConfigError(CallerError):
+    """A configuration file or a builder argument is wrong."""
+
+    code = "invalid_config"
+
+
+class CheckpointError(CallerError):
+    """A checkpoint is missing, damaged, or of another format than declared."""
+
+    code = "invalid_checkpoint"
+
+
+class MalformedRequestError(CallerError):
+    """The request's body is not the JSON that the path takes."""
+
+
+class UnknownModelError(CallerError):
+    """The request names a model, or a pinned variant, that is not served here."""
+
+    http_status = 404
+    code = "model_not_found"
+
+
+class UnknownPathError(CallerError):
+    """The path is not one that the router serves."""
+
+    http_status = 404
+    code = "path_not_found"
+
+
+class MethodNotAllowedError(CallerError):
+    """The path exists, but not for this HTTP method."""
+
+    http_status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLargeError(CallerError):
+    """The body is larger than the router takes."""
+
+    http_status = 413
+    code = "body_too_large"
+
+
+class ServerError(QuantileError):
+    """We could not do our part."""
+
+    code = "server_error"
+
+
+class VariantUnavailableError(ServerError):
+    """No variant that may serve this request can take it now."""
+
+    http_status = 503
+    code = "variant_unavailable"
+
+
+class EngineError(ServerError):
+    """An engine did not start, or died."""
+
+    code = "engine_error"
+
+
+class BuildError(ServerError):
+    """A variant could not be made, or was made and is wrong."""
+
+    code = "build_failed"
+
+
+class InvalidRunError(ServerError):
+    """A measurement ran but cannot be trusted; the message says why."""
+
+    code = "invalid_run"
