@@ -1,0 +1,53 @@
+"""Where the reference model's variants live on this machine, and how to name one.
+
+Standard library only: the serving side imports this before any engine does.
+"""
+
+import os
+from pathlib import Path
+
+from serve_app.domain.errors import CheckpointError
+
+SCHEME = "reference://"
+QUANTIZE_JSON = "quantile.json"
+"""Written beside every variant's weights by the quantization job: what it is and how it was made."""
+
+
+def cache_dir() -> Path:
+    """`$QUANTILE_HOME`, or `~/.cache/quantile`. Not created here."""
+    home = os.environ.get("QUANTILE_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".cache" / "quantile"
+
+
+def links_dir() -> Path:
+    """Folder of the stable links `reference/<variant>`, one per finished build."""
+    return cache_dir() / "reference"
+
+
+def resolve(uri: str) -> Path:
+    """The folder that holds a checkpoint's files.
+
+    `reference://gptq` is a built variant of the reference model; anything else is a path.
+    The result has its links resolved: it names the content-addressed folder, so that a rebuild
+    under a running engine does not change what the engine reads. Raises `CheckpointError`.
+    """
+    if uri.startswith(SCHEME):
+        variant = uri.removeprefix(SCHEME)
+        link = links_dir() / variant
+        if not variant or "/" in variant or variant.startswith(".") or not link.is_dir():
+            raise CheckpointError(
+                f"{uri} is not built: need {link}/config.json; "
+                f"run `quantile reference build --only {variant or 'baseline'}`"
+            )
+        return link.resolve()
+    if "://" in uri:
+        raise CheckpointError(
+            f"cannot open {uri!r} here: need reference://<variant> or a path on this machine"
+        )
+    path = Path(uri).expanduser()
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{uri!r} is not a checkpoint folder: need {path / 'config.json'}; "
+            "give a folder with a Hugging Face checkpoint, or reference://<variant>"
+        )
+    return path.resolve()
