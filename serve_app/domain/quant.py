@@ -17,6 +17,19 @@ class QuantMethod(StrEnum):
     MIXED = "mixed"
 
 
+NOMINAL_BITS = {
+    QuantMethod.UNQUANTIZED: 16,
+    QuantMethod.INT8_W8A8: 8,
+    QuantMethod.GPTQ: 4,
+    QuantMethod.AWQ: 4,
+    QuantMethod.FP8: 8,
+    QuantMethod.GGUF: 4,
+    QuantMethod.SQUEEZELLM: 4,
+    QuantMethod.MIXED: 8,
+}
+"""Bits per weight that a method's name stands for, where there is no checkpoint to ask."""
+
+
 @dataclass(frozen=True)
 class QuantScheme:
     """Storage format of the linear layers' weights.

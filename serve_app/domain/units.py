@@ -1,4 +1,4 @@
-"""Units: basis points for shares, bytes for memory. Names carry them (`_bp`, `_bytes`, `_ms`, `_s`)."""
+"""Units: basis points for shares, bytes for memory. Names carry them (`_bp`, `_bytes`, `_ms`)."""
 
 BP_TOTAL = 10_000
 """Basis points in a whole: shares are integers that sum to this."""

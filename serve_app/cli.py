@@ -1,0 +1,80 @@
+"""`quantile`: one sub-command per job. Heavy packages are imported by the job that needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from serve_app.domain.errors import QuantileError
+
+app = typer.Typer(
+    name="quantile",
+    help="Serve quantized variants of one model behind one endpoint; measure which to ship.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def demo(
+    config: Annotated[Path, typer.Option(help="The Serve config to run.")] = Path(
+        "configs/local.yaml"
+    ),
+    campaign: Annotated[Path, typer.Option(help="The load campaign to run.")] = Path(
+        "configs/campaigns/smoke.yaml"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; default reports/demo-<time>.")
+    ] = None,
+) -> None:
+    """Build the reference family, serve it, ask it, load it, and print one table.
+
+    Example: quantile demo --campaign configs/campaigns/smoke.yaml
+    """
+    from serve_app.demo import run_demo
+
+    run_demo(config, campaign, out)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="A Ray Serve config file.")],
+) -> None:
+    """Check a Serve config file: schema, split, names, and each checkpoint against its method.
+
+    Starts nothing. Example: quantile check configs/local.yaml
+    """
+    from serve_app.config.serve_file import check_serve_file
+    from serve_app.serving.variant_server import preflight
+
+    console = Console()
+    for args in check_serve_file(config):
+        _, checkpoint = preflight(args)
+        console.print(f"{args.name}: {checkpoint.describe()}, {checkpoint.weight_bytes:,} bytes")
+    console.print(f"{config} is sound")
+
+
+def _mount() -> None:
+    from loadtests.cli import app as load_app
+
+    from serve_app.reference.cli import app as reference_app
+
+    app.add_typer(reference_app, name="reference")
+    app.add_typer(load_app, name="load")
+
+
+def main() -> None:
+    """Entry point of the console script: errors of ours are one line, not a traceback."""
+    _mount()
+    try:
+        app()
+    except QuantileError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

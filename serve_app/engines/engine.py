@@ -1,0 +1,66 @@
+"""What QuanTile asks of an engine, and how one is found by name.
+
+An engine is started from an `EngineSpec` and is then an ASGI application that speaks OpenAI's
+protocol, plus its health. Implementations are imported only when they are asked for, so that
+nothing but a vLLM replica ever imports vLLM.
+"""
+
+import importlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve_app.config.schema import EngineSettings
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What to start: the names it answers to (the first is its own), the weights, the settings."""
+
+    served_names: tuple[str, ...]
+    checkpoint_dir: Path | None
+    settings: EngineSettings
+
+
+class Engine(Protocol):
+    """A running engine."""
+
+    app: ASGIApp
+    """OpenAI's protocol over ASGI. Its lifespan belongs to the replica that hosts it."""
+    context_length: int
+    """Most tokens of prompt and answer together that one request may have."""
+    version: str
+    """Name and version, as `vllm 0.32.0`."""
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine can serve nothing any more; cheap enough to ask per request."""
+
+    async def check_health(self) -> None:
+        """Raise EngineError if the engine is dead or stuck."""
+
+    async def shutdown(self) -> None:
+        """Stop the engine and every process of it; safe to call twice."""
+
+
+ENGINES: dict[str, str] = {
+    "vllm": "serve_app.engines.vllm_engine:start",
+    "fake": "serve_app.engines.fake_engine:start",
+}
+
+
+async def start_engine(spec: EngineSpec) -> Engine:
+    """Start the engine that the settings name; returns when it can take requests.
+
+    Raises ConfigError for settings that the engine refuses, EngineError when it does not start.
+    """
+    module, function = ENGINES[spec.settings.kind].split(":")
+    engine: Engine = await getattr(importlib.import_module(module), function)(spec)
+    return engine

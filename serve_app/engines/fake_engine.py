@@ -1,0 +1,36 @@
+"""The fake engine behind the real one's interface: `engine: {kind: fake, fake: {...}}`."""
+
+from serve_app.domain.errors import EngineError
+from serve_app.engines.engine import EngineSpec
+from serve_app.engines.fake import FakeEngine as FakeApp
+from serve_app.engines.fake import create_app
+from serve_app.engines.fake_script import FakeScript
+
+
+class FakeEngine:
+    """A scripted engine; it lives and dies with the replica."""
+
+    def __init__(self, app: FakeApp) -> None:
+        self.app = app
+        self.context_length = app.script.max_model_len
+        self.version = "fake"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the script lets health checks pass."""
+        return self.app.script.health_status() == 200
+
+    async def check_health(self) -> None:
+        """Raise EngineError where the script refuses health."""
+        if not self.alive:
+            raise EngineError(
+                f"the script answers health checks with {self.app.script.health_status()}"
+            )
+
+    async def shutdown(self) -> None:
+        """Nothing runs outside the replica."""
+
+
+async def start(spec: EngineSpec) -> FakeEngine:
+    """A fake engine as scripted. Raises ConfigError for a script that is out of range."""
+    return FakeEngine(create_app(spec.served_names, FakeScript.from_dict(spec.settings.fake)))

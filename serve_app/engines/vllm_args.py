@@ -1,0 +1,90 @@
+"""From our engine settings to the arguments of vLLM's own server, checked by vLLM's own parser."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from serve_app.config.schema import EngineSettings
+from serve_app.domain.errors import ConfigError
+from serve_app.engines.engine import EngineSpec
+
+OWNED = {
+    "model": "set `checkpoint`",
+    "model_tag": "set `checkpoint`",
+    "served_model_name": "set `model` and `name`",
+    "host": "the application is reached through Ray Serve",
+    "port": "the application is reached through Ray Serve",
+    "uds": "the application is reached through Ray Serve",
+    "root_path": "it follows from the application's route_prefix",
+    "api_key": "the router checks keys",
+    "data_parallel_size": "set the deployment's num_replicas",
+    "api_server_count": "set the deployment's num_replicas",
+}
+"""Arguments that QuanTile sets itself, and what to set instead."""
+
+_TYPED = tuple(
+    name
+    for name in EngineSettings.model_fields
+    if name not in {"kind", "threads", "engine_args", "fake"}
+)
+
+
+class _RaisingParser(FlexibleArgumentParser):  # type: ignore[misc]
+    """vLLM's parser, but a wrong argument is an exception and not the end of the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"vLLM refuses the engine arguments: {message}")
+
+
+def server_arguments(spec: EngineSpec) -> argparse.Namespace:
+    """All of vLLM's server arguments for this engine, defaults included.
+
+    Raises ConfigError for a name that vLLM does not know (with the nearest and the whole list), one
+    that QuanTile owns, one that is typed in our schema, or a value of the wrong type.
+    """
+    parser = make_arg_parser(_RaisingParser())
+    known = {action.dest for action in parser._actions} - {"help"}
+    _check_names(spec.settings.engine_args, known)
+    settings = {name: getattr(spec.settings, name) for name in _TYPED}
+    values = {
+        "model": str(spec.checkpoint_dir),
+        "served_model_name": list(spec.served_names),
+        **{name: value for name, value in settings.items() if value is not None},
+        **spec.settings.engine_args,
+    }
+    arguments: argparse.Namespace = parser.parse_args(list(_argv(values)))
+    return arguments
+
+
+def _check_names(engine_args: dict[str, Any], known: set[str]) -> None:
+    for name in engine_args:
+        if name in OWNED:
+            raise ConfigError(f"engine_args.{name} is set by QuanTile: {OWNED[name]}")
+        if name in _TYPED:
+            raise ConfigError(f"engine_args.{name} has a place of its own: set engine.{name}")
+        if name not in known:
+            names = ", ".join(sorted(known - set(OWNED) - set(_TYPED)))
+            raise ConfigError(
+                f"engine_args.{name} is not an argument of vLLM's server; vLLM knows: {names}"
+            )
+
+
+def _argv(values: dict[str, Any]) -> Iterable[str]:
+    """The values as vLLM's command line takes them."""
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value is True:
+            yield f"--{flag}"
+        elif value is False:
+            yield f"--no-{flag}"
+        elif isinstance(value, list):
+            yield f"--{flag}"
+            yield from (str(item) for item in value)
+        elif isinstance(value, dict):
+            yield f"--{flag}={json.dumps(value)}"
+        else:
+            yield f"--{flag}={value}"

@@ -1,0 +1,88 @@
+"""vLLM's own OpenAI server, without its process: its FastAPI application over its `AsyncLLM`.
+
+This package is the only importer of vllm.
+"""
+
+import os
+from contextlib import AsyncExitStack
+from typing import Any
+
+from serve_app.domain.errors import ConfigError, EngineError
+from serve_app.engines.engine import ASGIApp, EngineSpec
+
+
+def prepare_environment(threads: int | None) -> None:
+    """Set what vLLM reads from the environment, before it is imported; the user's values win.
+
+    On CPU: one engine process instead of two (the executor runs inside the engine core, so nothing
+    spins between them: `serve_app/decisions/0004-cpu-engine.md`), 4-bit checkpoints computed as
+    4-bit weights with 16-bit activations and not silently with 8-bit ones, and
+    `VLLM_CPU_KVCACHE_SPACE` gone, since it would override the planned cache size.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_INT4_W4A8", "0")
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+class VllmEngine:
+    """One vLLM engine in processes of its own, and the OpenAI application in front of it."""
+
+    def __init__(self, client: Any, app: ASGIApp, stack: AsyncExitStack, version: str) -> None:
+        self.app = app
+        self.context_length = int(client.model_config.max_model_len)
+        self.version = version
+        self._client = client
+        self._stack = stack
+
+    @property
+    def alive(self) -> bool:
+        """False once vLLM's engine core has died."""
+        return not self._client.errored
+
+    async def check_health(self) -> None:
+        """Raise EngineError with vLLM's reason if its engine core has died."""
+        try:
+            await self._client.check_health()
+        except Exception as error:
+            raise EngineError(f"vLLM's engine is dead: {error!r}") from error
+
+    async def shutdown(self) -> None:
+        """Stop the engine core and its workers."""
+        await self._stack.aclose()
+
+
+async def start(spec: EngineSpec) -> VllmEngine:
+    """Start vLLM as the specification says. Raises ConfigError or EngineError."""
+    prepare_environment(spec.settings.threads)
+    from vllm import __version__
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.platforms import current_platform
+
+    from serve_app.engines.vllm_args import server_arguments
+
+    args = server_arguments(spec)
+    if current_platform.is_cpu() and args.distributed_executor_backend is None:
+        args.distributed_executor_backend = (
+            "uni" if spec.settings.tensor_parallel_size == 1 else "mp"
+        )
+    stack = AsyncExitStack()
+    try:
+        client = await stack.enter_async_context(build_async_engine_client(args))
+        tasks = await client.get_supported_tasks()
+        app = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+    except ConfigError:
+        raise
+    except Exception as error:
+        await stack.aclose()
+        raise EngineError(
+            f"vLLM did not start on {spec.checkpoint_dir}: {error}; the cause is above in this "
+            "replica's log"
+        ) from error
+    return VllmEngine(client, app, stack, f"vllm {__version__}")

@@ -1,0 +1,39 @@
+"""What vLLM runs at the start of every process of an engine (entry point `vllm.general_plugins`).
+
+1. On CPUs with AMX the kernel must be asked for the tile registers in each process, or the first
+   matrix product dies with SIGILL.
+2. An engine process must not outlive the replica that owns it: if the replica is killed outright,
+   nobody is left to stop the engine, and its memory blocks whatever starts next (vllm #55510).
+   The kernel is asked to kill the process when its parent dies.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def register() -> None:
+    """Called by vLLM, possibly several times in one process: every step may be repeated."""
+    _request_amx()
+    _die_with_parent()
+
+
+def _request_amx() -> None:
+    torch = sys.modules.get("torch")
+    init_amx = getattr(getattr(torch, "cpu", None), "_init_amx", None)
+    if init_amx is not None:
+        init_amx()
+
+
+def _die_with_parent() -> None:
+    """Only in vLLM's own child processes; the replica itself belongs to Ray."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent.pid:  # the parent died before the kernel was asked
+        os.kill(os.getpid(), signal.SIGKILL)

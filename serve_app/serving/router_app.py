@@ -1,0 +1,226 @@
+"""The router's ASGI application: decide once per request, then pass bytes on."""
+
+import time
+import urllib.parse
+from typing import Any
+
+import msgspec
+
+from serve_app.config.schema import RouterArgs
+from serve_app.domain.errors import (
+    MalformedRequestError,
+    MethodNotAllowedError,
+    QuantileError,
+    UnknownPathError,
+    VariantUnavailableError,
+)
+from serve_app.domain.traffic import RouteDecision, RouteReason, TrafficSplit
+from serve_app.engines.engine import Receive, Scope, Send
+from serve_app.routing.policy import PIN_SEPARATOR, decide, parse_model
+from serve_app.serving.directory import VariantDirectory
+from serve_app.serving.http import (
+    REASON_HEADER,
+    REQUEST_ID_HEADER,
+    SESSION_HEADER,
+    VARIANT_HEADER,
+    ClientGoneError,
+    Headers,
+    header,
+    read_body,
+    run_lifespan,
+    send_error,
+    send_json,
+)
+from serve_app.serving.relay import Relay, VariantBusyError
+from serve_app.serving.upstream import UpstreamConnection, UpstreamPool
+from serve_app.telemetry.metrics import RouterMetrics
+
+RELAYED_PATHS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+_MODELS = "/v1/models"
+_NO_VARIANT = "none"
+
+
+class RequestHead(msgspec.Struct):
+    """What the router reads of a request's body; the rest is passed on unread."""
+
+    model: str
+    user: str | None = None
+
+
+_HEAD_DECODER = msgspec.json.Decoder(RequestHead)
+
+
+class RouterApp:
+    """Serves the public API. The split may be replaced at any time; a request sees one of them."""
+
+    def __init__(self, args: RouterArgs, token: str, metrics: RouterMetrics) -> None:
+        self.split: TrafficSplit | None = None
+        self._args = args
+        self._metrics = metrics
+        url = urllib.parse.urlsplit(args.ingress_url)
+        pool = UpstreamPool(
+            url.hostname or "127.0.0.1",
+            url.port or 80,
+            connect_timeout_s=args.connect_timeout_s,
+        )
+        self._relay = Relay(pool, url.netloc, token)
+        self._directory = VariantDirectory(self._relay, args.probe_interval_s)
+
+    def set_split(self, split: TrafficSplit) -> None:
+        """Route by `split` from the next request on; call it in the loop that serves requests."""
+        self.split = split
+        self._directory.follow(split.variants)
+
+    def close(self) -> None:
+        """Stop probing and close kept connections."""
+        self._directory.close()
+        self._relay.pool.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await run_lifespan(receive, send)
+        elif scope["type"] == "http":
+            try:
+                await self._serve(scope, receive, send)
+            except ClientGoneError:
+                return
+            except QuantileError as error:
+                await self._refuse(send, error)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        if path in RELAYED_PATHS:
+            _require_method(method, "POST", path)
+            await self._route(scope, receive, send)
+        elif path == "/healthz":
+            await self._answer(send, 200, {"status": "ok"})
+        elif path == "/readyz":
+            await self._ready(send)
+        elif path == _MODELS:
+            _require_method(method, "GET", path)
+            data = [self._model(name) for name in self._model_names()]
+            await self._answer(send, 200, {"object": "list", "data": data})
+        elif path.startswith(f"{_MODELS}/"):
+            _require_method(method, "GET", path)
+            name = path.removeprefix(f"{_MODELS}/")
+            parse_model(name, self._args.model, self._current_split())
+            await self._answer(send, 200, self._model(name))
+        else:
+            paths = ", ".join(sorted([*RELAYED_PATHS, _MODELS, "/healthz", "/readyz"]))
+            raise UnknownPathError(f"there is no {path!r} here; served: {paths}")
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._args.max_body_bytes)
+        head = _parse_head(body)
+        split, headers = self._current_split(), scope["headers"]
+        decision = decide(
+            split,
+            pin=parse_model(head.model, self._args.model, split),
+            session=header(headers, SESSION_HEADER) or head.user,
+            request_id=header(headers, REQUEST_ID_HEADER) or str(time.perf_counter_ns()),
+            unavailable=self._directory.known_down(),
+        )
+        variant, reason, answer = await self._first_answer(decision, scope, body)
+        status = answer.status
+        try:
+            whole = await self._relay.pass_on(answer, send, variant, reason)
+        except BaseException:
+            answer.close()
+            self._metrics.broke_off(variant)
+            raise
+        answer.release()
+        if not whole:
+            self._metrics.broke_off(variant)
+        self._metrics.answered(variant, reason, status)
+
+    async def _first_answer(
+        self, decision: RouteDecision, scope: Scope, body: bytes
+    ) -> tuple[str, RouteReason, UpstreamConnection]:
+        """Ask the chosen variant, then its stand-ins; nothing has reached the client yet."""
+        reason, failures = decision.reason, []
+        for variant in (decision.variant, *decision.stand_ins):
+            try:
+                answer = await self._relay.ask(variant, scope, body)
+            except VariantBusyError as error:
+                failures.append(f"{variant}: {error}")
+                self._metrics.fell_back(variant)
+                reason = RouteReason.FALLBACK
+            else:
+                return variant, reason, answer
+        raise VariantUnavailableError(f"no variant took the request ({'; '.join(failures)}); retry")
+
+    async def _ready(self, send: Send) -> None:
+        waiting = self._directory.not_ready(self._current_split().serving)
+        if waiting:
+            raise VariantUnavailableError(f"not ready yet: {', '.join(waiting)}")
+        await self._answer(send, 200, {"status": "ready"})
+
+    def _current_split(self) -> TrafficSplit:
+        if self.split is None:
+            raise VariantUnavailableError("the router has no split yet: it is still starting")
+        return self.split
+
+    def _model_names(self) -> list[str]:
+        alias = self._args.model
+        return [
+            alias,
+            *(f"{alias}{PIN_SEPARATOR}{name}" for name in self._current_split().variants),
+        ]
+
+    def _model(self, name: str) -> dict[str, Any]:
+        """A model as `/v1/models` shows it; facts of a variant are None until it has been ready."""
+        variant = name.rpartition(PIN_SEPARATOR)[2] if PIN_SEPARATOR in name else None
+        shares_bp = self._current_split().shares_bp
+        entry = {"id": name, "object": "model", "created": 0, "owned_by": "quantile"}
+        if variant is None:
+            lengths = [card.context_length for card in self._directory.cards.values()]
+            return entry | {"max_model_len": min(lengths, default=None), "shares_bp": shares_bp}
+        card = self._directory.cards.get(variant)
+        return entry | {
+            "root": self._args.model,
+            "variant": variant,
+            "share_bp": shares_bp[variant],
+            "ready": not self._directory.not_ready([variant]),
+            "method": card and card.method,
+            "scheme": card and card.scheme,
+            "bits": card and card.bits,
+            "weight_bytes": card and card.weight_bytes,
+            "max_model_len": card and card.context_length,
+            "engine": card and card.engine,
+        }
+
+    async def _answer(self, send: Send, status: int, body: object) -> None:
+        await send_json(send, status, body, _marks(_NO_VARIANT, RouteReason.LOCAL))
+
+    async def _refuse(self, send: Send, error: QuantileError) -> None:
+        self._metrics.answered(_NO_VARIANT, RouteReason.REJECTED, error.http_status)
+        await send_error(send, error, _marks(_NO_VARIANT, RouteReason.REJECTED))
+
+
+def _parse_head(body: bytes) -> RequestHead:
+    try:
+        return _HEAD_DECODER.decode(body)
+    except msgspec.MsgspecError as error:
+        raise MalformedRequestError(
+            f"the body is not a request that the router understands: {error}; "
+            'it needs JSON with at least {"model": "..."}'
+        ) from None
+
+
+def _require_method(method: str, allowed: str, path: str) -> None:
+    if method != allowed:
+        raise MethodNotAllowedError(f"{path} takes {allowed}, not {method}")
+
+
+def _marks(variant: str, reason: RouteReason) -> Headers:
+    return [(VARIANT_HEADER, variant.encode()), (REASON_HEADER, reason.encode())]

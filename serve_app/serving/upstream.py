@@ -1,0 +1,255 @@
+"""A connection pool to one HTTP/1.1 server that hands response bytes on as they come.
+
+The relay's cost per streamed token is what every user pays for having a router, so this is written
+on asyncio's protocol and httptools (the C parser that uvicorn uses), with no object per chunk
+beyond the bytes themselves: `serve_app/decisions/0002-relay.md` has the figures.
+"""
+
+import asyncio
+import socket
+import struct
+from collections import deque
+
+import httptools
+
+from serve_app.serving.http import Headers
+
+_HIGH_WATER_BYTES = 256 * 1024
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_BODILESS = frozenset({204, 304})
+
+
+class UpstreamUnreachableError(Exception):
+    """No byte of an answer came: another server may be asked."""
+
+
+class UpstreamTruncatedError(Exception):
+    """The answer broke off after its start."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection, one exchange at a time: `send()`, then `status`, `headers` and `read()`.
+
+    Always `close()` or `release()` it: a connection that is closed before its answer's end is
+    reset, so that the server learns at once that nobody listens any more.
+    """
+
+    def __init__(self, pool: "UpstreamPool") -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.reused = False
+        self.idle = False
+        self._pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._chunks: list[bytes] = []
+        self._buffered_bytes = 0
+        self._paused = False
+        self._framed = False
+        self._head_done = False
+        self._done = False
+        self._lost = False
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; wake the reader once for all that came."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.close()
+            self._lost = True
+        if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """An answer without a length ends here; any other is cut short."""
+        self._lost = True
+        if self._head_done and not self._framed:
+            self._done = True
+        if self.idle:
+            self._pool.forget(self)
+        self._wake()
+
+    # httptools' callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect headers with lower-case names."""
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; an interim answer (1xx) is skipped."""
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            self.headers = []
+        else:
+            self._head_done = True
+            self._framed = self._framed or self.status in _BODILESS
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._chunks.append(body)
+        self._buffered_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        if self._head_done:
+            self._done = True
+
+    # the exchange
+
+    async def send(self, request: bytes) -> None:
+        """Send a whole request and wait for the head of the answer.
+
+        Raises UpstreamUnreachableError when the connection ends without one.
+        """
+        assert self._transport is not None
+        self._transport.write(request)
+        while not self._head_done:
+            if self._lost:
+                raise UpstreamUnreachableError("the connection closed before any answer")
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """All body bytes that have come since the last call; empty at the end of the body.
+
+        Raises UpstreamTruncatedError when the connection ends before the body does.
+        """
+        while not self._chunks:
+            if self._done:
+                return b""
+            if self._lost:
+                raise UpstreamTruncatedError("the connection closed in the middle of the answer")
+            await self._wait()
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._buffered_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole answer has come (some of it may still wait to be read)."""
+        return self._done
+
+    def release(self) -> None:
+        """Give the connection back for the next request, if the server keeps it open."""
+        reusable = self._done and not self._lost and not self._chunks
+        if reusable and self._framed and self._parser.should_keep_alive():
+            self._reset()
+            self._pool.put(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """End the connection; reset it if the answer is not over."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._done:
+            raw = self._transport.get_extra_info("socket")
+            if raw is not None:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def _reset(self) -> None:
+        self.status, self.headers, self.reused = 0, [], True
+        self._parser = httptools.HttpResponseParser(self)
+        self._framed = self._head_done = self._done = False
+
+    async def _wait(self) -> None:
+        self._waiter = self._pool.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class UpstreamPool:
+    """Connections to one `host:port`; idle ones are used again, the latest first."""
+
+    def __init__(
+        self, host: str, port: int, *, connect_timeout_s: float = 5.0, max_idle: int = 256
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._address = (host, port)
+        self._connect_timeout_s = connect_timeout_s
+        self._max_idle = max_idle
+        self._idle: deque[UpstreamConnection] = deque()
+
+    async def request(self, request: bytes) -> UpstreamConnection:
+        """Send a request; returns the connection with the answer's head.
+
+        A kept connection that the server had closed meanwhile is replaced by a fresh one, once.
+        Raises UpstreamUnreachableError; the caller owns the connection that is returned.
+        """
+        connection = self._take() or await self._connect()
+        while True:
+            try:
+                await connection.send(request)
+            except UpstreamUnreachableError:
+                connection.close()
+                if not connection.reused:
+                    raise
+                connection = await self._connect()
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Keep a connection for the next request."""
+        if len(self._idle) >= self._max_idle:
+            connection.close()
+            return
+        connection.idle = True
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """The server closed a kept connection."""
+        connection.idle = False
+        self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close what is kept."""
+        while self._idle:
+            connection = self._idle.pop()
+            connection.idle = False
+            connection.close()
+
+    def _take(self) -> UpstreamConnection | None:
+        if not self._idle:
+            return None
+        connection = self._idle.pop()
+        connection.idle = False
+        return connection
+
+    async def _connect(self) -> UpstreamConnection:
+        host, port = self._address
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await self.loop.create_connection(
+                    lambda: UpstreamConnection(self), host, port
+                )
+        except (OSError, TimeoutError) as error:
+            raise UpstreamUnreachableError(f"cannot connect to {host}:{port}: {error}") from error
+        return connection

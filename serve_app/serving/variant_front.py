@@ -1,0 +1,73 @@
+"""What stands in front of an engine's application: who may ask, for what, and who answered.
+
+Variants share the public ingress with the router. So each refuses requests without the internal
+token, exposes an allow-list of paths (an engine's operational endpoints are never public), and
+marks its answers: one without `x-variant` came from the ingress, not from the variant.
+"""
+
+import hmac
+from dataclasses import asdict
+
+from serve_app.domain.checkpoint import VariantCard
+from serve_app.domain.errors import UnknownPathError, VariantUnavailableError
+from serve_app.engines.engine import Engine, Message, Receive, Scope, Send
+from serve_app.serving.hangup import serve_until_hangup
+from serve_app.serving.http import (
+    CARD_PATH,
+    INTERNAL_TOKEN_HEADER,
+    VARIANT_HEADER,
+    header,
+    route_path,
+    send_error,
+    send_json,
+)
+
+_PUBLIC_PREFIX = "/v1/"
+_PUBLIC_PATHS = frozenset({"/tokenize", "/detokenize", "/health", "/metrics"})
+
+
+class VariantFront:
+    """The ASGI application of one variant's replica."""
+
+    def __init__(self, engine: Engine, card: VariantCard, token: str) -> None:
+        self._engine = engine
+        self._card = asdict(card)
+        self._token = token.encode()
+        self._mark = (VARIANT_HEADER, card.name.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; the engine's application runs its own lifespan."""
+        if scope["type"] == "lifespan":
+            await self._engine.app(scope, receive, send)
+            return
+        path = route_path(scope)
+        if not self._knows_token(scope) or not self._is_exposed(path):
+            # One answer for both: without the token, nobody learns which paths exist.
+            error = UnknownPathError(f"there is no {path} here; ask the router, at /v1")
+            await send_error(send, error, [self._mark])
+        elif not self._engine.alive:
+            error_503 = VariantUnavailableError(f"the engine of {self._card['name']} is dead")
+            await send_error(send, error_503, [self._mark])
+        elif path == CARD_PATH:
+            await send_json(send, 200, self._card, [self._mark])
+        else:
+            await serve_until_hangup(self._engine.app, scope, receive, self._marked(send))
+
+    def _knows_token(self, scope: Scope) -> bool:
+        given = header(scope["headers"], INTERNAL_TOKEN_HEADER)
+        return given is not None and hmac.compare_digest(given.encode(), self._token)
+
+    def _is_exposed(self, path: str) -> bool:
+        return path.startswith(_PUBLIC_PREFIX) or path in _PUBLIC_PATHS or path == CARD_PATH
+
+    def _marked(self, send: Send) -> Send:
+        """Add the mark to the answer; an engine that died meanwhile answers 503 and not 500."""
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), self._mark]
+                if message["status"] == 500 and not self._engine.alive:
+                    message["status"] = 503
+            await send(message)
+
+        return marked

@@ -1,0 +1,56 @@
+"""The router's deployment class: Ray Serve makes it, reconfigures it, and ends it."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.config.parse import parse
+from serve_app.config.schema import RouterArgs, RouterUserConfig
+from serve_app.config.secrets import internal_token
+from serve_app.domain.errors import ConfigError
+from serve_app.engines.engine import ASGIApp
+from serve_app.serving.router_app import RouterApp
+from serve_app.telemetry.metrics import ServeMetrics
+
+logger = logging.getLogger("ray.serve")
+
+
+class VariantRouter:
+    """One replica of the router; its split comes from `user_config` and changes live."""
+
+    def __init__(self, args: RouterArgs) -> None:
+        self._args = args
+        self._app: RouterApp | None = None
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve once, in the loop that serves requests, before `reconfigure`."""
+        self._app = RouterApp(self._args, internal_token(), ServeMetrics())
+        return self._app
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Called by Serve at the start and at every change of `user_config`.
+
+        Raises ConfigError at the start. Later a wrong split is refused and the last good one stays:
+        Serve would answer an exception by replacing every router replica, and none would start.
+        """
+        assert self._app is not None
+        try:
+            split = parse(RouterUserConfig, user_config, where="router user_config").to_split()
+        except ConfigError:
+            if self._app.split is None:
+                raise
+            logger.exception("user_config refused; the split stays %s", self._app.split.shares_bp)
+        else:
+            self._app.set_split(split)
+
+    async def check_health(self) -> None:
+        """Called by Serve. Without a split the router could only refuse."""
+        if self._app is None or self._app.split is None:
+            raise ConfigError(
+                "the router has no user_config: give it a split (see configs/local.yaml)"
+            )
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica ends."""
+        if self._app is not None:
+            self._app.close()

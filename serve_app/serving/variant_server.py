@@ -1,0 +1,82 @@
+"""The deployment class of one quantization variant: preflight, engine, application, health."""
+
+from pathlib import Path
+
+from serve_app.config.schema import VariantArgs
+from serve_app.config.secrets import internal_token
+from serve_app.domain.checkpoint import Checkpoint, VariantCard
+from serve_app.domain.errors import CheckpointError
+from serve_app.domain.quant import NOMINAL_BITS, QuantScheme
+from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
+from serve_app.reference.locate import SCHEME, resolve
+from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.serving.variant_front import VariantFront
+from serve_app.store.inspect import inspect_checkpoint
+
+
+def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
+    """Find the checkpoint and make sure that it is what it is declared to be.
+
+    Reads headers, no weights. Raises CheckpointError. A fake engine has no checkpoint: its
+    card shows the declared method and no bytes.
+    """
+    if args.engine.kind == "fake":
+        scheme = QuantScheme(args.method, bits=NOMINAL_BITS[args.method], container="fake")
+        return None, Checkpoint(args.checkpoint, 0, scheme, "none", 0)
+    folder = resolve(args.checkpoint)
+    checkpoint = inspect_checkpoint(folder, args.checkpoint)
+    checkpoint.require_method(args.method)
+    return folder, checkpoint
+
+
+def preflight_if_local(args: VariantArgs) -> None:
+    """Refuse a wrong checkpoint before any replica starts, where this machine has the checkpoint.
+
+    In a cluster the application may be built on a node without it; the replica checks again.
+    """
+    try:
+        resolve(args.checkpoint)
+    except CheckpointError:
+        if args.checkpoint.startswith(SCHEME) and args.engine.kind != "fake":
+            raise
+    else:
+        preflight(args)
+
+
+class VariantServer:
+    """One replica of one variant. Ray Serve makes it, asks its health, and ends it."""
+
+    def __init__(self, args: VariantArgs) -> None:
+        self._args = args
+        self._engine: Engine | None = None
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Start the engine; called by Serve once, before the replica takes requests.
+
+        Raises CheckpointError or ConfigError before anything is started, EngineError after.
+        """
+        args = self._args
+        folder, checkpoint = preflight(args)
+        token = internal_token()
+        names = (f"{args.model}{PIN_SEPARATOR}{args.name}", args.model)
+        engine = self._engine = await start_engine(EngineSpec(names, folder, args.engine))
+        card = VariantCard(
+            name=args.name,
+            method=args.method,
+            scheme=checkpoint.scheme.describe(),
+            bits=checkpoint.scheme.bits,
+            weight_bytes=checkpoint.weight_bytes,
+            context_length=engine.context_length,
+            engine=engine.version,
+        )
+        return VariantFront(engine, card, token)
+
+    async def check_health(self) -> None:
+        """Called by Serve; an exception three times in a row has the replica replaced."""
+        if self._engine is not None:
+            await self._engine.check_health()
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica ends in good order."""
+        if self._engine is not None:
+            await self._engine.shutdown()

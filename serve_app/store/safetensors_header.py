@@ -1,0 +1,65 @@
+"""Read what a safetensors file holds without reading its tensors.
+
+Format: 8 bytes little-endian length, then that many bytes of JSON: name -> {dtype, shape,
+data_offsets}. Source: github.com/huggingface/safetensors, README.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from serve_app.domain.errors import CheckpointError
+from serve_app.domain.units import MIB
+
+_MAX_HEADER_BYTES = 100 * MIB  # the format's own limit
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor: its dtype as the format names it (`BF16`, `I32`), its shape and its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one file. Raises CheckpointError when it is cut short or not the format."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(f"{path} has {size} bytes: not a safetensors file")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(
+                f"{path} announces a header of {length} bytes and has {size} in all: "
+                "not a safetensors file, or cut short; copy it again"
+            )
+        raw = file.read(length)
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        fields.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(item, type=_Entry) for name, item in fields.items()}
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(f"{path} has a damaged header ({error}); copy it again") from None
+    end = 8 + length + max((entry.data_offsets[1] for entry in entries.values()), default=0)
+    if end != size:
+        raise CheckpointError(
+            f"{path} should have {end} bytes by its header and has {size}: cut short or damaged; "
+            "copy it again"
+        )
+    return {
+        name: TensorInfo(
+            entry.dtype, tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0]
+        )
+        for name, entry in entries.items()
+    }

@@ -1,0 +1,58 @@
+"""What the router counts, and two ways to count it: not at all, or through Ray Serve's metrics."""
+
+from typing import Any, Protocol
+
+from serve_app.telemetry import names
+
+
+class RouterMetrics(Protocol):
+    """Told once per event; must be cheap and must not raise."""
+
+    def answered(self, variant: str, reason: str, status: int) -> None:
+        """A request was answered."""
+
+    def fell_back(self, variant: str) -> None:
+        """A variant could not take a request; another is asked."""
+
+    def broke_off(self, variant: str) -> None:
+        """An answer ended before its end."""
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def answered(self, variant: str, reason: str, status: int) -> None:
+        """Nothing."""
+
+    def fell_back(self, variant: str) -> None:
+        """Nothing."""
+
+    def broke_off(self, variant: str) -> None:
+        """Nothing."""
+
+
+class ServeMetrics:
+    """Counts through `ray.serve.metrics`, which labels each series with application and replica."""
+
+    def __init__(self) -> None:
+        self._requests = _counter(names.ROUTER_REQUESTS)
+        self._fallbacks = _counter(names.ROUTER_FALLBACKS)
+        self._broken = _counter(names.ROUTER_BROKEN_STREAMS)
+
+    def answered(self, variant: str, reason: str, status: int) -> None:
+        """Labels come from our own closed sets, never from the request."""
+        self._requests.inc(tags={"variant": variant, "reason": reason, "status": str(status)})
+
+    def fell_back(self, variant: str) -> None:
+        """Counted per attempt that failed."""
+        self._fallbacks.inc(tags={"variant": variant})
+
+    def broke_off(self, variant: str) -> None:
+        """Counted per answer."""
+        self._broken.inc(tags={"variant": variant})
+
+
+def _counter(metric: names.MetricName) -> Any:
+    from ray.serve.metrics import Counter
+
+    return Counter(metric.name, description=metric.description, tag_keys=metric.labels)
