@@ -1,0 +1,200 @@
+"""One HTTP/1.1 exchange over a kept-alive socket, every piece of the body stamped on receipt.
+
+Locust's `FastHttpSession.iter_lines` waits for 1,024 bytes before it yields, which moves TTFT;
+hence `recv` and an HTTP parser here, and nothing else between the socket and the stamp. The
+module knows only `socket`: under Locust gevent has made that cooperative.
+"""
+
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httptools
+
+from loadtests.record import ErrorClass
+from loadtests.sse import Piece
+from serve_app.domain.errors import ConfigError
+
+NS_PER_S = 1_000_000_000
+RECV_BYTES = 65_536
+_MAX_CONNECT_S = 10.0
+
+
+@dataclass
+class Exchange:
+    """What one request brought back. `error` is about transport: a 500 with a body is none."""
+
+    t_send_ns: int
+    t_end_ns: int = 0
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """Names in lower case."""
+    pieces: list[Piece] = field(default_factory=list)
+    error: ErrorClass | None = None
+    detail: str | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
+        return b"".join(data for _, data in self.pieces)
+
+
+class HttpTarget:
+    """Connections to one origin, the last used first.
+
+    Idle connections are kept without bound: there are never more than requests in flight.
+    `base_url` is scheme, host, port and an optional path prefix.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str] | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"need http(s)://host[:port], have {base_url!r}")
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._prefix = parts.path.rstrip("/")
+        self._clock_ns = clock_ns
+        self._idle: list[socket.socket] = []
+        # gzip would hold back SSE events until a block is full
+        common = {"Host": parts.netloc, "Accept-Encoding": "identity", **(headers or {})}
+        self._common = "".join(f"{name}: {value}\r\n" for name, value in common.items())
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The bytes of a request, so that they can be made before their time comes."""
+        head = (
+            f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._common}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode("latin-1") + body
+
+    def exchange(self, request: bytes, timeout_s: float) -> Exchange:
+        """Send `request` and read its whole answer within `timeout_s`. Errors are returned."""
+        exchange = Exchange(t_send_ns=self._clock_ns())
+        deadline_ns = exchange.t_send_ns + round(timeout_s * NS_PER_S)
+        sock: socket.socket | None = None
+        reuse = False
+        try:
+            sock = self._connect(timeout_s)
+            sock.sendall(request)
+            reuse = self._receive(sock, exchange, deadline_ns)
+        except TimeoutError:
+            exchange.error, exchange.detail = ErrorClass.TIMEOUT, f"no end within {timeout_s:g} s"
+        except httptools.HttpParserError as error:
+            exchange.error, exchange.detail = ErrorClass.MALFORMED, str(error)
+        except OSError as error:
+            exchange.error, exchange.detail = _transport_error(sock, exchange, error)
+        finally:
+            exchange.t_end_ns = self._clock_ns()
+            if sock is not None:
+                if reuse:
+                    self._idle.append(sock)
+                else:
+                    sock.close()
+        return exchange
+
+    def close(self) -> None:
+        """Close idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _connect(self, timeout_s: float) -> socket.socket:
+        while self._idle:
+            sock = self._idle.pop()
+            if _is_open(sock):
+                sock.settimeout(timeout_s)
+                return sock
+            sock.close()
+        sock = socket.create_connection((self._host, self._port), min(timeout_s, _MAX_CONNECT_S))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+        return sock
+
+    def _receive(self, sock: socket.socket, exchange: Exchange, deadline_ns: int) -> bool:
+        """Read one response; whether the connection can serve another."""
+        reply = _Reply(exchange)
+        parser = httptools.HttpResponseParser(reply)
+        now_ns = self._clock_ns()
+        while not reply.is_complete:
+            if now_ns >= deadline_ns:
+                raise TimeoutError
+            sock.settimeout((deadline_ns - now_ns) / NS_PER_S)
+            data = sock.recv(RECV_BYTES)
+            now_ns = reply.now_ns = self._clock_ns()
+            if not data:
+                if not reply.ends_with_connection:
+                    raise ConnectionResetError("connection closed by the server")
+                break
+            parser.feed_data(data)
+            if exchange.status is None and reply.has_headers:
+                exchange.status = parser.get_status_code()
+        return reply.is_complete and parser.should_keep_alive()
+
+
+def auth_headers(api_key_env: str | None) -> dict[str, str]:
+    """The header that carries the API key. Raises ConfigError if the variable is not set."""
+    if api_key_env is None:
+        return {}
+    if api_key_env not in os.environ:
+        raise ConfigError(f"target.api_key_env: set {api_key_env}, or make it null")
+    return {"Authorization": f"Bearer {os.environ[api_key_env]}"}
+
+
+class _Reply:
+    """Callbacks of the HTTP parser: fills the exchange."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.now_ns = 0
+        self.has_headers = False
+        self.is_complete = False
+
+    @property
+    def ends_with_connection(self) -> bool:
+        headers = self._exchange.headers
+        has_length = "content-length" in headers or "transfer-encoding" in headers
+        return self.has_headers and not has_length
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._exchange.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.has_headers = True
+
+    def on_body(self, body: bytes) -> None:
+        self._exchange.pieces.append((self.now_ns, body))
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Whether an idle connection still stands: an end of file or stray bytes mean no."""
+    sock.settimeout(0)
+    try:
+        sock.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _transport_error(
+    sock: socket.socket | None, exchange: Exchange, error: OSError
+) -> tuple[ErrorClass, str]:
+    if sock is None:
+        return ErrorClass.CONNECT, str(error)
+    if exchange.status is None:
+        return ErrorClass.CLOSED, str(error)
+    return ErrorClass.TRUNCATED, str(error)

@@ -1,0 +1,89 @@
+"""From an exchange to a record: what came back, and whether it counts as an answer."""
+
+from dataclasses import dataclass
+
+from loadtests.client import Exchange
+from loadtests.record import ErrorClass, RequestRecord
+from loadtests.schedule import PlannedRequest
+from loadtests.sse import StreamReading, read_stream
+
+_DETAIL_CHARS = 200
+_BY_STATUS = {429: ErrorClass.RATE_LIMITED, 503: ErrorClass.UNAVAILABLE}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A planned request with its place in the campaign and its absolute time."""
+
+    cell: int
+    index: int
+    variant: str
+    t_sched_ns: int
+    planned: PlannedRequest
+
+    def record(self, exchange: Exchange) -> RequestRecord:
+        """The record of a request that was sent."""
+        is_stream = exchange.status is not None and exchange.status < 400
+        reading = read_stream(exchange.pieces) if is_stream else StreamReading()
+        served = exchange.headers.get("x-variant")
+        error, detail = failure(exchange, reading, self.variant)
+        times = reading.token_ns
+        return RequestRecord(
+            cell=self.cell,
+            index=self.index,
+            phase=self.planned.phase,
+            variant=self.variant,
+            served_variant=served,
+            route_reason=exchange.headers.get("x-route-reason"),
+            t_sched_ns=self.t_sched_ns,
+            t_send_ns=exchange.t_send_ns,
+            t_first_ns=times[0] if times else None,
+            t_last_ns=times[-1] if times else None,
+            t_end_ns=exchange.t_end_ns,
+            event_us=tuple((t - times[0]) // 1000 for t in times),
+            status=exchange.status,
+            error=error,
+            detail=detail[:_DETAIL_CHARS] if detail else None,
+            finish_reason=reading.finish_reason,
+            max_tokens=self.planned.max_tokens,
+            prompt_tokens=reading.prompt_tokens,
+            output_tokens=reading.output_tokens,
+        )
+
+    def unanswered(self, error: ErrorClass, t_send_ns: int | None, t_end_ns: int) -> RequestRecord:
+        """The record of a request that was never sent, or was given up."""
+        return RequestRecord(
+            cell=self.cell,
+            index=self.index,
+            phase=self.planned.phase,
+            variant=self.variant,
+            t_sched_ns=self.t_sched_ns,
+            t_send_ns=t_send_ns,
+            t_end_ns=t_end_ns,
+            error=error,
+            max_tokens=self.planned.max_tokens,
+        )
+
+
+def failure(
+    exchange: Exchange, reading: StreamReading, variant: str | None
+) -> tuple[ErrorClass | None, str | None]:
+    """The first thing that is wrong, transport before content; `variant` None pins nothing."""
+    served = exchange.headers.get("x-variant")
+    status = exchange.status
+    if status is not None and status >= 400:
+        by_class = ErrorClass.HTTP_5XX if status >= 500 else ErrorClass.HTTP_4XX
+        return _BY_STATUS.get(status, by_class), exchange.body.decode(errors="replace")
+    if exchange.error is not None:
+        return exchange.error, exchange.detail
+    if reading.error is not None:
+        return ErrorClass.STREAM_ERROR, reading.error
+    if reading.malformed is not None:
+        return ErrorClass.MALFORMED, reading.malformed
+    if not reading.is_complete:
+        return ErrorClass.TRUNCATED, "the stream ended without [DONE] or finish_reason and usage"
+    if not reading.token_ns:
+        return ErrorClass.EMPTY, f"finish_reason {reading.finish_reason}"
+    if None not in (served, variant) and served != variant:
+        return ErrorClass.WRONG_VARIANT, f"pinned {variant}, served by {served}"
+    return None, None

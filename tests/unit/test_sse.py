@@ -1,0 +1,86 @@
+import itertools
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtests.sse import read_stream
+from serve_app.engines.fake_wire import Answer, StreamChunks, StreamOptions
+
+
+def event(**fields: object) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def delta(**fields: object) -> bytes:
+    return event(choices=[{"index": 0, "delta": fields, "finish_reason": None}])
+
+
+def vllm_stream(n_tokens: int = 4) -> list[bytes]:
+    answer = Answer("chat", "id", 1, "m", 3, n_tokens, "stop", 0)
+    chunks = StreamChunks(answer, StreamOptions(include_usage=True))
+    tokens = [chunks.token(i) for i in range(n_tokens)]
+    return [*chunks.opening(), *tokens, *chunks.closing()]
+
+
+def test_only_events_with_tokens_move_the_clock():
+    stream = vllm_stream(3)
+    reading = read_stream([(10 * i, data) for i, data in enumerate(stream)])
+    assert reading.token_ns == [10, 20, 30]  # not the role at 0, nor the end at 40 and later
+    assert "".join(reading.text) == " alpha bravo charlie"
+    assert (reading.prompt_tokens, reading.output_tokens) == (3, 3)
+    assert reading.finish_reason == "stop"
+    assert reading.is_done and reading.is_complete
+    assert reading.error is None and reading.malformed is None
+
+
+@given(st.data())
+def test_how_the_bytes_were_cut_changes_no_content(data):
+    raw = b"".join(vllm_stream())
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1), max_size=40)))
+    bounds = [0, *cuts, len(raw)]
+    pieces = [(b, raw[a:b]) for a, b in itertools.pairwise(bounds)]
+    reading = read_stream(pieces)
+    whole = read_stream([(len(raw), raw)])
+    assert reading.text == whole.text
+    assert reading.output_tokens == whole.output_tokens
+    assert reading.is_done
+    ends = [raw.index(b"\n", raw.index(word)) + 1 for word in (b" alpha", b" delta")]
+    first_pieces = [next(bound for bound in bounds if bound >= end) for end in ends]
+    assert [reading.token_ns[0], reading.token_ns[-1]] == first_pieces
+
+
+def test_reasoning_and_tools_count_as_tokens_but_empty_text_does_not():
+    stream = [
+        delta(role="assistant", content=""),
+        delta(reasoning="hm"),
+        delta(reasoning_content="hm"),
+        delta(tool_calls=[{"index": 0, "function": {"arguments": "{"}}]),
+        delta(content=""),
+        delta(content=None, tool_calls=[]),
+    ]
+    reading = read_stream([(i, data) for i, data in enumerate(stream)])
+    assert reading.token_ns == [1, 2, 3]
+
+
+def test_completion_events_have_text():
+    reading = read_stream(
+        [(7, event(choices=[{"index": 0, "text": "hi", "finish_reason": "stop"}]))]
+    )
+    assert reading.token_ns == [7] and reading.text == ["hi"]
+
+
+def test_a_stream_without_its_end_is_not_complete():
+    stream = vllm_stream()
+    for kept in range(len(stream) - 2):
+        assert not read_stream([(0, b"".join(stream[:kept]))]).is_complete
+    assert read_stream([(0, b"".join(stream[:-1]))]).is_complete  # finish_reason and usage
+
+
+def test_errors_inside_the_stream_and_nonsense_are_kept():
+    reading = read_stream(
+        [(0, event(error={"message": "boom", "code": 500})), (1, b"data: {oops\n\n")]
+    )
+    assert "boom" in reading.error
+    assert reading.malformed
+    assert read_stream([(0, b": comment\r\n\r\ndata: [DONE]\r\n\r\n")]).is_done
