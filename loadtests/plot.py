@@ -54,8 +54,8 @@ def _plot_latency(campaign: Campaign, summaries: Sequence[VariantSummary], path:
             axes.set_title(f"{title}, {stage.name} ({stage.rate_per_s:g}/s)", loc="left")
             if axes is not axes_row[0]:
                 axes.set_yticklabels([])
-    for axes in grid[-1]:
-        axes.set_xlim(0, axes.dataLim.xmax * 1.06 or 1)
+    for axes, (metric, _) in zip(grid[-1], PANELS, strict=True):
+        axes.set_xlim(0, 1.06 * _largest(summaries, metric))
         axes.set_xlabel("ms")
     handles = [
         Line2D([], [], color="#444444", marker=mark, linestyle="", label=f"P{p * 100:g}")
@@ -81,13 +81,29 @@ def _draw_panel(
         colour = COLOURS[y % len(COLOURS)]
         quantiles = [row.latencies[metric].at(p) for p, _ in PERCENTILE_MARKS]
         known = [q.value for q in quantiles if q.value is not None]
-        if known:
+        if not known:
+            axes.text(
+                0.02,
+                y,
+                "no sample",
+                color=colour,
+                va="center",
+                transform=axes.get_yaxis_transform(),
+            )
+        else:
             axes.plot([known[0], known[-1]], [y, y], color=colour, alpha=0.35, linewidth=1)
         for q, (_, mark) in zip(quantiles, PERCENTILE_MARKS, strict=True):
             _draw_quantile(axes, q, y, mark, colour)
     axes.set_yticks(range(len(variants)), variants)
     axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
+
+
+def _largest(summaries: Sequence[VariantSummary], metric: str) -> float:
+    """The largest value or bound that a panel of `metric` shows; 1 if it shows none."""
+    shown = [row.latencies[metric].at(p) for row in summaries for p, _ in PERCENTILE_MARKS]
+    ends = [end for q in shown for end in (q.value, q.high) if end is not None]
+    return max(ends, default=1.0)
 
 
 def _draw_quantile(axes: Any, q: Quantile, y: float, mark: str, colour: str) -> None:
