@@ -1,6 +1,7 @@
 """Send one request to a variant and pass its answer's bytes on, unparsed."""
 
-from dataclasses import dataclass
+import urllib.parse
+from typing import Protocol
 
 import msgspec
 
@@ -53,30 +54,65 @@ _NOT_PASSED_BACK = _HOP_BY_HOP | {
 _BUSY = frozenset({502, 503})
 
 
+class Answer(Protocol):
+    """An answer whose head has come. Read it to the end and `release()` it, or `close()` it."""
+
+    status: int
+    headers: Headers
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, empty at its end. Raises UpstreamTruncatedError."""
+
+    def release(self) -> None:
+        """The body has been read."""
+
+    def close(self) -> None:
+        """Nobody wants the rest: the variant should stop."""
+
+
+class Relay(Protocol):
+    """A way from this router replica to the variants."""
+
+    async def ask(self, variant: str, scope: Scope, body: bytes) -> Answer:
+        """Send the client's request to a variant and wait for the head of its answer.
+
+        Raises VariantBusyError when the variant did not take the request. The caller owns the
+        answer that is returned.
+        """
+
+    def close(self) -> None:
+        """Drop what is kept between requests."""
+
+
 class VariantBusyError(Exception):
     """The variant, or the ingress before it, cannot take the request now; another may."""
 
 
-@dataclass(frozen=True)
-class Relay:
-    """The way from this router replica to the variants, over this node's ingress."""
+class IngressRelay:
+    """The way over this node's own Serve ingress: HTTP to `/variants/<name>/...`.
 
-    pool: UpstreamPool
-    authority: str
-    token: str
+    Make it in the loop that serves requests.
+    """
+
+    def __init__(self, ingress_url: str, token: str, connect_timeout_s: float = 5.0) -> None:
+        url = urllib.parse.urlsplit(ingress_url)
+        host, port = url.hostname or "127.0.0.1", url.port or 80
+        self._pool = UpstreamPool(host, port, connect_timeout_s=connect_timeout_s)
+        self._authority = url.netloc
+        self._token = token
+
+    def close(self) -> None:
+        """Close kept connections."""
+        self._pool.close()
 
     async def ask(self, variant: str, scope: Scope, body: bytes) -> UpstreamConnection:
-        """Send the client's request to a variant and wait for the head of its answer.
-
-        Raises VariantBusyError when the variant did not take the request. The caller owns the
-        connection that is returned.
-        """
+        """As `Relay.ask`."""
         path = f"/variants/{variant}{scope['path']}"
         query = scope.get("query_string", b"")
         head = [
             f"{scope['method']} {path}{'?' if query else ''}{query.decode('latin-1')} HTTP/1.1",
-            f"host: {self.authority}",
-            f"{INTERNAL_TOKEN_HEADER.decode()}: {self.token}",
+            f"host: {self._authority}",
+            f"{INTERNAL_TOKEN_HEADER.decode()}: {self._token}",
             f"content-length: {len(body)}",
         ]
         head += [
@@ -86,7 +122,7 @@ class Relay:
         ]
         request = "\r\n".join([*head, "", ""]).encode("latin-1") + body
         try:
-            answer = await self.pool.request(request)
+            answer = await self._pool.request(request)
         except UpstreamUnreachableError as error:
             raise VariantBusyError(str(error)) from error
         if header(answer.headers, VARIANT_HEADER) is None:
@@ -97,30 +133,29 @@ class Relay:
             raise VariantBusyError(f"it answered {answer.status}")
         return answer
 
-    async def pass_on(
-        self, answer: UpstreamConnection, send: Send, variant: str, reason: RouteReason
-    ) -> bool:
-        """Pass an answer to the client as it comes. Returns False if it broke off.
 
-        A stream that breaks off ends in an OpenAI-shaped error event, never in silence; any other
-        answer is cut, since its announced length can no longer be kept.
-        """
-        headers: Headers = [pair for pair in answer.headers if pair[0] not in _NOT_PASSED_BACK]
-        is_stream = (header(headers, b"content-type") or "").startswith("text/event-stream")
-        headers.append((VARIANT_HEADER, variant.encode()))
-        headers.append((REASON_HEADER, reason.encode()))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        try:
-            while chunk := await answer.read():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except UpstreamTruncatedError:
-            if not is_stream:
-                raise
-            event = _broken_stream_event(variant)
-            await send({"type": "http.response.body", "body": event, "more_body": False})
-            return False
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return True
+async def pass_on(answer: Answer, send: Send, variant: str, reason: RouteReason) -> bool:
+    """Pass an answer to the client as it comes. Returns False if it broke off.
+
+    A stream that breaks off ends in an OpenAI-shaped error event, never in silence; any other
+    answer is cut, since its announced length can no longer be kept.
+    """
+    headers: Headers = [pair for pair in answer.headers if pair[0] not in _NOT_PASSED_BACK]
+    is_stream = (header(headers, b"content-type") or "").startswith("text/event-stream")
+    headers.append((VARIANT_HEADER, variant.encode()))
+    headers.append((REASON_HEADER, reason.encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    try:
+        while chunk := await answer.read():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except UpstreamTruncatedError:
+        if not is_stream:
+            raise
+        event = _broken_stream_event(variant)
+        await send({"type": "http.response.body", "body": event, "more_body": False})
+        return False
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    return True
 
 
 def _broken_stream_event(variant: str) -> bytes:

@@ -1,7 +1,6 @@
 """The router's ASGI application: decide once per request, then pass bytes on."""
 
 import time
-import urllib.parse
 from typing import Any
 
 import msgspec
@@ -31,8 +30,7 @@ from serve_app.serving.http import (
     send_error,
     send_json,
 )
-from serve_app.serving.relay import Relay, VariantBusyError
-from serve_app.serving.upstream import UpstreamConnection, UpstreamPool
+from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
 from serve_app.telemetry.metrics import RouterMetrics
 
 RELAYED_PATHS = frozenset(
@@ -62,18 +60,12 @@ _HEAD_DECODER = msgspec.json.Decoder(RequestHead)
 class RouterApp:
     """Serves the public API. The split may be replaced at any time; a request sees one of them."""
 
-    def __init__(self, args: RouterArgs, token: str, metrics: RouterMetrics) -> None:
+    def __init__(self, args: RouterArgs, relay: Relay, metrics: RouterMetrics) -> None:
         self.split: TrafficSplit | None = None
         self._args = args
+        self._relay = relay
         self._metrics = metrics
-        url = urllib.parse.urlsplit(args.ingress_url)
-        pool = UpstreamPool(
-            url.hostname or "127.0.0.1",
-            url.port or 80,
-            connect_timeout_s=args.connect_timeout_s,
-        )
-        self._relay = Relay(pool, url.netloc, token)
-        self._directory = VariantDirectory(self._relay, args.probe_interval_s)
+        self._directory = VariantDirectory(relay, args.probe_interval_s)
 
     def set_split(self, split: TrafficSplit) -> None:
         """Route by `split` from the next request on; call it in the loop that serves requests."""
@@ -83,7 +75,7 @@ class RouterApp:
     def close(self) -> None:
         """Stop probing and close kept connections."""
         self._directory.close()
-        self._relay.pool.close()
+        self._relay.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -133,7 +125,7 @@ class RouterApp:
         variant, reason, answer = await self._first_answer(decision, scope, body)
         status = answer.status
         try:
-            whole = await self._relay.pass_on(answer, send, variant, reason)
+            whole = await pass_on(answer, send, variant, reason)
         except BaseException:
             answer.close()
             self._metrics.broke_off(variant)
@@ -145,7 +137,7 @@ class RouterApp:
 
     async def _first_answer(
         self, decision: RouteDecision, scope: Scope, body: bytes
-    ) -> tuple[str, RouteReason, UpstreamConnection]:
+    ) -> tuple[str, RouteReason, Answer]:
         """Ask the chosen variant, then its stand-ins; nothing has reached the client yet."""
         reason, failures = decision.reason, []
         for variant in (decision.variant, *decision.stand_ins):

@@ -49,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._framed = False
         self._head_done = False
         self._done = False
+        self._keep_alive = False
         self._lost = False
 
     # asyncio's callbacks
@@ -102,9 +103,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._buffered_bytes += len(body)
 
     def on_message_complete(self) -> None:
-        """The body is whole."""
+        """The body is whole; only now does the parser know whether the connection stays."""
         if self._head_done:
             self._done = True
+            self._keep_alive = self._framed and self._parser.should_keep_alive()
 
     # the exchange
 
@@ -148,7 +150,7 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self) -> None:
         """Give the connection back for the next request, if the server keeps it open."""
         reusable = self._done and not self._lost and not self._chunks
-        if reusable and self._framed and self._parser.should_keep_alive():
+        if reusable and self._keep_alive:
             self._reset()
             self._pool.put(self)
         else:
@@ -169,7 +171,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _reset(self) -> None:
         self.status, self.headers, self.reused = 0, [], True
         self._parser = httptools.HttpResponseParser(self)
-        self._framed = self._head_done = self._done = False
+        self._framed = self._head_done = self._done = self._keep_alive = False
 
     async def _wait(self) -> None:
         self._waiter = self._pool.loop.create_future()

@@ -9,6 +9,7 @@ from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.config.secrets import internal_token
 from serve_app.domain.errors import ConfigError
 from serve_app.engines.engine import ASGIApp
+from serve_app.serving.relay import IngressRelay
 from serve_app.serving.router_app import RouterApp
 from serve_app.telemetry.metrics import ServeMetrics
 
@@ -24,7 +25,9 @@ class VariantRouter:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once, in the loop that serves requests, before `reconfigure`."""
-        self._app = RouterApp(self._args, internal_token(), ServeMetrics())
+        args = self._args
+        relay = IngressRelay(args.ingress_url, internal_token(), args.connect_timeout_s)
+        self._app = RouterApp(args, relay, ServeMetrics())
         return self._app
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:

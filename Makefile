@@ -1,0 +1,56 @@
+# Every target makes what it needs, once. `make help` lists them.
+SHELL := /bin/bash
+PROFILE ?= cpu
+VENV := .venv
+QUANTIZE_VENV := .venv-quantize
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Serve's HAProxy ingress: without these two everything works, slower.
+export RAY_SERVE_ENABLE_HA_PROXY ?= 1
+export RAY_SERVE_THROUGHPUT_OPTIMIZED ?= 1
+
+.PHONY: help demo serve family test test-fast check format bench-relay clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: setup ## build the variants, serve them, ask them, load them, print one table
+	quantile demo
+
+serve: family ## serve configs/local.yaml until Ctrl-C (PROFILE=gpu takes vLLM's GPU build)
+	serve run configs/local.yaml
+
+family: setup ## make the reference model's variants (instant when they exist)
+	quantile reference build
+
+test: check ## everything: check, unit, Serve with fake engines, real vLLM engines
+	$(MAKE) family
+	$(PY) -m pytest
+
+test-fast: $(VENV)/.ready ## what needs neither Ray nor vLLM: seconds
+	$(PY) -m pytest tests/unit tests/architecture tests/contract
+
+check: $(VENV)/.ready ## lint, format, types, architecture
+	ruff check .
+	ruff format --check .
+	mypy
+	$(PY) -m pytest -q tests/architecture
+
+format: $(VENV)/.ready ## put the code in order
+	ruff check --fix .
+	ruff format .
+
+bench-relay: $(VENV)/.ready ## CPU per relayed token, against HAProxy and a DeploymentHandle
+	$(PY) -m loadtests.relay_bench
+
+clean: ## remove the environments and reports (not the cache of built variants)
+	rm -rf $(VENV) $(QUANTIZE_VENV) reports
+
+.PHONY: setup
+setup: $(VENV)/.ready $(QUANTIZE_VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt .ci/make-venv
+	.ci/make-venv $(VENV) serving $(PROFILE)
+
+$(QUANTIZE_VENV)/.ready: serve_app/quantize/constraints.txt .ci/make-venv
+	.ci/make-venv $(QUANTIZE_VENV) quantize $(PROFILE)
