@@ -10,7 +10,7 @@ from serve_app.domain.errors import CheckpointError
 
 SCHEME = "reference://"
 QUANTIZE_JSON = "quantile.json"
-"""Written beside every variant's weights by the quantization job: what it is and how it was made."""
+"""Beside every variant's weights, by the quantization job: what it is and how it was made."""
 
 
 def cache_dir() -> Path:

@@ -1,0 +1,173 @@
+"""The gate: a variant counts as built only when the engine computes what its weights say.
+
+Weights that load can still be wrong: a kernel that reads the nibbles in another order, scales of
+another layout, rows permuted. `judge` compares the engine's logprobs with an fp32 forward pass of
+the dequantized weights (and that with the base's); `run_gate` gets them from a real engine, in a
+process of its own because a wrong format may abort it.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from serve_app.domain.errors import BuildError
+from serve_app.quantize.recipes import Recipe, Tolerance
+from serve_app.reference.logprobs import Reference, Rows
+
+TIMEOUT_S = 300
+"""Per variant. Loading and checking one takes 20 to 40 s on a busy core."""
+
+DECIDED = 0.5
+"""Probability. Below it (which name a story picks) rounding alone may swap the top two."""
+
+POLL_S = 0.2
+LOG_LINES = 25
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """Logprobs compared over `n_tokens` positions; differences in nats.
+
+    `engine_*`: engine against reference. `agreement`: share of the `n_decided` positions (where
+    the reference gives one token at least `DECIDED`) where the engine has the same most likely
+    token. `quantization_mean`: reference against the base weights' reference.
+    `failures` says for each limit that is exceeded what was needed; empty means passed.
+    """
+
+    n_tokens: int
+    n_decided: int
+    engine_mean: float
+    engine_max: float
+    agreement: float
+    quantization_mean: float
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every limit holds."""
+        return not self.failures
+
+    def describe(self) -> str:
+        """The numbers on one line."""
+        return (
+            f"|dlogprob| engine {self.engine_mean:.4f} mean {self.engine_max:.3f} max, "
+            f"quantization {self.quantization_mean:.4f} mean, "
+            f"same top token {self.agreement:.2%} of {self.n_decided} decided"
+        )
+
+
+Judged = Callable[[str, GateResult], None]
+Gate = Callable[[Mapping[str, tuple[Recipe, Path]], Judged], None]
+"""Judge variants (recipe, folder), telling each result as it comes. Raises `BuildError`."""
+
+
+def judge(tolerance: Tolerance, reference: Reference, logprobs: Rows, best: Rows) -> GateResult:
+    """Compare the engine's `logprobs` and most likely tokens with the reference. Pure."""
+    have, need = np.concatenate(list(logprobs)), np.concatenate(list(reference.logprobs))
+    base = np.concatenate(list(reference.base_logprobs))
+    if have.shape != need.shape:
+        raise BuildError(f"the engine gave {have.size} logprobs, the reference has {need.size}")
+    engine = np.abs(have - need)
+    mean, quantization = float(engine.mean()), float(np.abs(need - base).mean())
+    decided = np.concatenate(list(reference.best_logprobs)) >= math.log(DECIDED)
+    same = np.concatenate(list(best)) == np.concatenate(list(reference.best))
+    agreement = float(same[decided].mean())
+    failures = []
+    # Written so that a NaN fails.
+    if not mean <= tolerance.engine:
+        failures.append(
+            f"engine differs from its own dequantized weights by {mean:.4f} nats per token: "
+            f"need <= {tolerance.engine} ({tolerance.reason})"
+        )
+    if not agreement >= tolerance.agreement:
+        failures.append(
+            f"same top token at {agreement:.2%} of {decided.sum()} decided positions: "
+            f"need >= {tolerance.agreement:.1%}"
+        )
+    if not quantization <= tolerance.quantization:
+        failures.append(
+            f"dequantized weights differ from the base by {quantization:.4f} nats per token: "
+            f"need <= {tolerance.quantization}"
+        )
+    return GateResult(
+        n_tokens=have.size,
+        n_decided=int(decided.sum()),
+        engine_mean=mean,
+        engine_max=float(engine.max()),
+        agreement=agreement,
+        quantization_mean=quantization,
+        failures=tuple(failures),
+    )
+
+
+def run_gate(variants: Mapping[str, tuple[Recipe, Path]], judged: Judged) -> None:
+    """Load each variant in vLLM, one after another in one child process, and judge it.
+
+    A result that failed is told, not raised. Raises `BuildError` when an engine cannot load a
+    variant, dies, or takes longer than `TIMEOUT_S`: those after it are then not judged.
+    """
+    waiting = list(variants)
+    with tempfile.TemporaryDirectory(prefix="quantile-gate-") as scratch:
+        results, log = Path(scratch) / "results.jsonl", Path(scratch) / "log"
+        results.touch()
+        command = [sys.executable, "-m", "serve_app.reference.gate_process", str(results)]
+        command += [f"{name}={folder}" for name, (_, folder) in variants.items()]
+        deadline = time.monotonic() + TIMEOUT_S * len(variants)
+        with log.open("wb") as output, results.open(encoding="utf-8") as lines:
+            # A session of its own, so that the engine's processes end with it.
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                ended = False
+                while not ended and time.monotonic() < deadline:
+                    ended = process.poll() is not None
+                    for line in lines:
+                        values = json.loads(line)
+                        name = values.pop("name")
+                        judged(name, result_from_json(values))
+                        waiting.remove(name)
+                    time.sleep(0 if ended else POLL_S)
+            finally:
+                _end_session(process)
+        if waiting:
+            _raise_unjudged(waiting[0], variants[waiting[0]][1], process.returncode, log)
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _raise_unjudged(name: str, folder: Path, code: int, log: Path) -> NoReturn:
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    raise BuildError(
+        f"the engine process ended with code {code} while checking {name!r} ({folder}): "
+        f"it does not load, or took over {TIMEOUT_S} s. Its last lines:\n{tail}"
+    )
+
+
+def result_to_json(result: GateResult) -> dict[str, object]:
+    """As stored in gate.json."""
+    return asdict(result)
+
+
+def result_from_json(values: Mapping[str, object]) -> GateResult:
+    """Back from `result_to_json`."""
+    fields = dict(values)
+    failures = fields.pop("failures")
+    assert isinstance(failures, list)
+    return GateResult(failures=tuple(failures), **fields)  # type: ignore[arg-type]
