@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -177,7 +178,8 @@ class Campaign(Strict):
 def parse_campaign(raw: object, source: str) -> Campaign:
     """Check plain data. Raises ConfigError that lists every wrong field of `source`."""
     try:
-        return Campaign.model_validate(raw)
+        # as JSON, strict mode takes arrays for tuples and strings for paths, and nothing else
+        return Campaign.model_validate_json(msgspec.json.encode(raw), strict=True)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in each['loc']) or '(top)'}: {each['msg']}"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from loadtests.campaign import load_campaign
 from loadtests.report import print_table, write_report
@@ -75,7 +76,9 @@ def _console() -> Console:
 
 
 def _failed(error: QuantileError) -> typer.Exit:
-    Console(stderr=True).print(f"[red]{error.code}[/red]: {error}", highlight=False)
+    Console(stderr=True).print(
+        f"[red]{error.code}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True
+    )
     return typer.Exit(error.exit_code)
 
 

@@ -132,7 +132,7 @@ def _plot_load(campaign: Campaign, summaries: Sequence[VariantSummary], path: Pa
     for axes, title in zip(axes_row, titles, strict=True):
         axes.set_title(title, loc="left")
         axes.set_xlabel("offered requests/s")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax if math.isfinite(axes.dataLim.ymax) else 1)
         axes.set_xlim(left=0)
     handles, labels = axes_row[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

@@ -107,9 +107,10 @@ def print_table(result: CampaignResult, console: Console) -> None:
         console.print(table)
     for row in result.summaries:
         for reason in row.invalid_reasons:
-            console.print(f"[yellow]{row.stage} {row.variant}: {reason}[/yellow]", highlight=False)
+            console.print(f"{row.stage} {row.variant}: {reason}", style="yellow", markup=False)
         if row.errors:
-            console.print(f"[red]{row.stage} {row.variant}: failed {row.errors}[/red]")
+            failed = ", ".join(f"{n} {name}" for name, n in row.errors.items())
+            console.print(f"{row.stage} {row.variant}: failed: {failed}", style="red", markup=False)
     console.print(f"{status_line(result)}. Latencies in ms from the planned send time.")
     console.print(f"Report: {result.folder / 'report.md'}", soft_wrap=True)
 

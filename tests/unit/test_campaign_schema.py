@@ -69,6 +69,8 @@ def test_defaults():
         (("stages", 0, "kind"), "ramp"),
         (("stages", 0, "rate_per_s"), 0),
         (("stages", 0, "extra"), 1),
+        (("stages", 0, "rate_per_s"), "5"),
+        (("seed",), 1.5),
         (("blocks",), 0),
         (("slo",), {}),
         (("slo",), {"ttft": 5}),
