@@ -2,12 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from serve_app.config.parse import parse
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.domain.errors import ConfigError
+from serve_app.domain.traffic import TrafficSplit
 
 VARIANT_IMPORT = "serve_app.app:variant"
 ROUTER_IMPORT = "serve_app.app:router"
@@ -20,10 +22,11 @@ def load_serve_file(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("applications"), list):
         raise ConfigError(f"{path} is not a Ray Serve config: it needs a list `applications`")
+    _mappings(content["applications"], f"{path}: applications")
     return content
 
 
@@ -31,30 +34,46 @@ def check_serve_file(path: Path) -> list[VariantArgs]:
     """The variants that the file serves, in its order.
 
     Raises ConfigError for unknown keys, a split over variants that the file does not serve, names
-    and route prefixes that do not belong together, or variants of another model than the router's.
+    and route prefixes that do not belong together, variants of another model than the router's, or
+    a router that asks another port than Serve listens on.
     """
-    applications = load_serve_file(path)["applications"]
+    content = load_serve_file(path)
+    applications = content["applications"]
     variants = [
         _variant(item, path) for item in applications if item.get("import_path") == VARIANT_IMPORT
     ]
     routers = [item for item in applications if item.get("import_path") == ROUTER_IMPORT]
     if len(routers) != 1:
         raise ConfigError(f"{path} needs one application {ROUTER_IMPORT}, has {len(routers)}")
-    model = parse(RouterArgs, routers[0].get("args") or {}, where=f"{path}: router args").model
+    router = parse(RouterArgs, routers[0].get("args") or {}, where=f"{path}: router args")
+    _check_port(router, content, path)
     split = _split(routers[0], path)
     served = [args.name for args in variants]
-    unserved = [name for name in split.to_split().variants if name not in served]
+    for name in served:
+        if served.count(name) > 1:
+            raise ConfigError(f"{path} serves variant {name} twice: rename or remove one")
+    unserved = [name for name in split.variants if name not in served]
     if unserved:
         raise ConfigError(
             f"{path}: the split names {', '.join(unserved)}, "
             f"but the file serves {', '.join(served)}"
         )
     for args in variants:
-        if args.model != model:
+        if args.model != router.model:
             raise ConfigError(
-                f"{path}: variant {args.name} is of model {args.model!r}, the router of {model!r}"
+                f"{path}: variant {args.name} is of model {args.model!r}, "
+                f"the router of {router.model!r}"
             )
     return variants
+
+
+def _check_port(router: RouterArgs, content: dict[str, Any], path: Path) -> None:
+    port = (content.get("http_options") or {}).get("port", 8000)
+    if urlsplit(router.ingress_url).port != port:
+        raise ConfigError(
+            f"{path}: the router looks for variants at {router.ingress_url}, but Serve listens on "
+            f"port {port}: set the router's ingress_url to http://127.0.0.1:{port}"
+        )
 
 
 def _variant(application: dict[str, Any], path: Path) -> VariantArgs:
@@ -69,8 +88,20 @@ def _variant(application: dict[str, Any], path: Path) -> VariantArgs:
     return args
 
 
-def _split(router: dict[str, Any], path: Path) -> RouterUserConfig:
-    for deployment in router.get("deployments") or []:
+def _split(router: dict[str, Any], path: Path) -> TrafficSplit:
+    for deployment in _mappings(router.get("deployments") or [], f"{path}: router deployments"):
         if deployment.get("name") == "VariantRouter" and deployment.get("user_config"):
-            return parse(RouterUserConfig, deployment["user_config"], where=f"{path}: user_config")
+            where = f"{path}: user_config"
+            user_config = parse(RouterUserConfig, deployment["user_config"], where=where)
+            try:
+                return user_config.to_split()
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
     raise ConfigError(f"{path}: the deployment VariantRouter needs a user_config with a split")
+
+
+def _mappings(items: list[Any], where: str) -> list[dict[str, Any]]:
+    for item in items:
+        if not isinstance(item, dict):
+            raise ConfigError(f"{where} holds {item!r}: each entry is a mapping with a `name`")
+    return items
