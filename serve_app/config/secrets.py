@@ -17,7 +17,7 @@ MIN_TOKEN_LENGTH = 16
 
 
 def internal_token(environ: Mapping[str, str] = os.environ) -> str:
-    """The token that the router and its variants share. Raises ConfigError if it is too short."""
+    """The token that the router and its variants share. Raises ConfigError if it is unfit."""
     if token := environ.get("QUANTILE_INTERNAL_TOKEN", "").strip():
         return _checked(token, "QUANTILE_INTERNAL_TOKEN")
     if file := environ.get("QUANTILE_INTERNAL_TOKEN_FILE"):
@@ -33,6 +33,11 @@ def _checked(token: str, source: str) -> str:
         raise ConfigError(
             f"the internal token from {source} has {len(token)} characters, needs at least "
             f"{MIN_TOKEN_LENGTH}: make one with `openssl rand -hex 32`"
+        )
+    if not all("!" <= character <= "~" for character in token):
+        raise ConfigError(
+            f"the internal token from {source} travels in a header and needs printable ASCII "
+            "without spaces: make one with `openssl rand -hex 32`"
         )
     return token
 
