@@ -14,6 +14,12 @@ from serve_app.store.safetensors_header import TensorInfo, read_header
 
 RECORD_FILE = "quantile.json"
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn"}
+_PACKED_SUFFIXES = (".qweight", ".weight_packed")
+_QUANTIZED_DTYPES = frozenset({"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"})
+
+
+class _ShardIndex(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 def inspect_checkpoint(folder: Path, uri: str | None = None) -> Checkpoint:
@@ -26,21 +32,22 @@ def inspect_checkpoint(folder: Path, uri: str | None = None) -> Checkpoint:
     tensors = _read_tensors(folder)
     scheme = _scheme(folder, config, tensors)
     recorded = _recorded_method(folder)
+    plain_from_container = scheme.container != "compressed-tensors"
     if recorded is not None and recorded is not scheme.method:
-        if {recorded, scheme.method} <= {QuantMethod.GPTQ, QuantMethod.AWQ}:
+        could_be = {QuantMethod.GPTQ, QuantMethod.AWQ}
+        if not plain_from_container and {recorded, scheme.method} <= could_be:
             scheme = dataclasses.replace(scheme, method=recorded)  # same container, same bits
         else:
             raise CheckpointError(
                 f"{folder / RECORD_FILE} says {recorded}, but the tensors are {scheme.describe()}: "
                 "the record and the weights do not belong together; build the checkpoint again"
             )
-    plain_from_container = scheme.container != "compressed-tensors"
     return Checkpoint(
         uri=uri or str(folder),
         weight_bytes=sum(tensor.n_bytes for tensor in tensors.values()),
         scheme=scheme,
         weight_dtype=_main_dtype(tensors),
-        context_length=int(config.get("max_position_embeddings", 0)),
+        context_length=int(config.get("max_position_embeddings") or 0),
         recorded=recorded is not None or plain_from_container,
     )
 
@@ -57,7 +64,13 @@ def _read_json(path: Path, reason: str) -> dict[str, Any]:
 def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(_read_json(index, "shard index")["weight_map"].values()))
+        try:
+            content = msgspec.json.decode(index.read_bytes(), type=_ShardIndex)
+        except msgspec.MsgspecError as error:
+            raise CheckpointError(
+                f"{index} needs a weight_map of tensor names to files: {error}"
+            ) from None
+        shards = sorted(set(content.weight_map.values()))
     else:
         shards = sorted(path.name for path in folder.glob("*.safetensors"))
     missing = [shard for shard in shards if not (folder / shard).is_file()]
@@ -95,32 +108,58 @@ def _main_dtype(tensors: dict[str, TensorInfo]) -> str:
 
 
 def _scheme(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> QuantScheme:
-    quantization = config.get("quantization_config") or {}
-    if not quantization:
-        side_file = folder / "quantize_config.json"  # AutoGPTQ's older place for it
-        quantization = _read_json(side_file, "AutoGPTQ") if side_file.is_file() else {}
-        quantization = {"quant_method": "gptq", **quantization} if quantization else {}
-    container = quantization.get("quant_method")
-    if container is None:
-        packed = [name for name in tensors if name.endswith((".qweight", ".weight_packed"))]
-        if packed:
-            raise CheckpointError(
-                f"{folder} has packed tensors ({packed[0]}, ...) but neither config.json nor "
-                "quantize_config.json says how they are packed; restore the configuration"
-            )
-        bits = 8 * _bytes_per_element(_main_dtype(tensors))
-        return QuantScheme(QuantMethod.UNQUANTIZED, bits=bits, activation_bits=bits)
-    reader = _CONTAINERS.get(str(container))
+    """The scheme that the configuration tells, provided that the tensors bear it out."""
+    quantization = config.get("quantization_config") or _side_file(folder)
+    quantized = next((name for name, tensor in tensors.items() if _is_quantized(name, tensor)), "")
+    if quantization and not quantized:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has a quantization_config ({_container(quantization)}), but "
+            f"all tensors are plain {_main_dtype(tensors)}: take the configuration that belongs to "
+            "these weights"
+        )
+    if quantization:
+        return _declared_scheme(folder, quantization)
+    if quantized:
+        raise CheckpointError(
+            f"{folder} has quantized tensors ({quantized}, ...) but neither config.json nor "
+            "quantize_config.json says how they are stored; restore the configuration"
+        )
+    bits = 8 * _bytes_per_element(_main_dtype(tensors))
+    return QuantScheme(QuantMethod.UNQUANTIZED, bits=bits, activation_bits=bits)
+
+
+def _side_file(folder: Path) -> dict[str, Any]:
+    """What AutoGPTQ's older place for the configuration holds, if there is one."""
+    path = folder / "quantize_config.json"
+    return {"quant_method": "gptq", **_read_json(path, "AutoGPTQ")} if path.is_file() else {}
+
+
+def _is_quantized(name: str, tensor: TensorInfo) -> bool:
+    is_linear = name.endswith(".weight") and tensor.dtype in _QUANTIZED_DTYPES
+    return is_linear or name.endswith(_PACKED_SUFFIXES)
+
+
+def _container(quantization: object) -> str:
+    return str(quantization.get("quant_method") if isinstance(quantization, dict) else quantization)
+
+
+def _declared_scheme(folder: Path, quantization: dict[str, Any]) -> QuantScheme:
+    reader = _CONTAINERS.get(_container(quantization))
     if reader is None:
         raise CheckpointError(
-            f"{folder} is quantized by {container!r}, which QuanTile does not serve; "
-            f"known: {', '.join(_CONTAINERS)}"
+            f"{folder} is quantized by {_container(quantization)!r}, which QuanTile does not "
+            f"serve; known: {', '.join(_CONTAINERS)}"
         )
-    return reader(quantization)
+    try:
+        return reader(quantization)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: cannot use the quantization_config of config.json: {error!r}"
+        ) from None
 
 
 def _bytes_per_element(dtype: str) -> int:
-    return {"float32": 4, "float8_e4m3fn": 1}.get(dtype, 2)
+    return 4 if dtype == "float32" else 2
 
 
 def _gptq(quantization: dict[str, Any]) -> QuantScheme:
@@ -150,7 +189,7 @@ def _fp8(quantization: dict[str, Any]) -> QuantScheme:
 def _compressed_tensors(quantization: dict[str, Any]) -> QuantScheme:
     groups = list((quantization.get("config_groups") or {}).values())
     if not groups:
-        raise CheckpointError("compressed-tensors checkpoint without config_groups in config.json")
+        raise ValueError("compressed-tensors without config_groups")
     schemes = [_group_scheme(group) for group in groups]
     if len({(scheme.method, scheme.bits) for scheme in schemes}) == 1:
         return schemes[0]
@@ -164,9 +203,11 @@ def _group_scheme(group: dict[str, Any]) -> QuantScheme:
     bits, is_float = int(weights["num_bits"]), weights.get("type") == "float"
     activation_bits = int(activations.get("num_bits", 16))
     symmetric = bool(weights.get("symmetric", True))
+    if is_float and bits != 8:
+        raise ValueError(f"float{bits} weights (NVFP4, MXFP4) are not served")
     if is_float:
         method = QuantMethod.FP8
-    elif bits == 8:
+    elif bits == activation_bits == 8:
         method = QuantMethod.INT8_W8A8
     else:  # GPTQ and AWQ store the same tensors: AWQ is asymmetric by habit
         method = QuantMethod.GPTQ if symmetric else QuantMethod.AWQ

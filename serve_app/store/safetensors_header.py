@@ -51,6 +51,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         entries = {name: msgspec.json.decode(item, type=_Entry) for name, item in fields.items()}
     except msgspec.MsgspecError as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); copy it again") from None
+    for name, entry in entries.items():
+        start, end = entry.data_offsets
+        if not 0 <= start <= end:
+            raise CheckpointError(
+                f"{path} has a damaged header ({name!r} lies at {start}..{end}); copy it again"
+            )
     end = 8 + length + max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if end != size:
         raise CheckpointError(
