@@ -201,9 +201,9 @@ def _lock(report: Report) -> Iterator[None]:
 
 
 def _gate_key(recipe: Recipe) -> dict[str, object]:
-    limits = {**asdict(recipe.tolerance), "engine_dtype": recipe.engine_dtype}
+    limits = asdict(recipe.tolerance)
     del limits["reason"]
-    return {**limits, "engine": _engine_version()}
+    return {"limits": limits, "engine_dtype": recipe.engine_dtype, "engine": _engine_version()}
 
 
 def _engine_version() -> str | None:

@@ -7,9 +7,9 @@ process of its own because a wrong format may abort it.
 """
 
 import contextlib
-import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +24,7 @@ import numpy as np
 
 from serve_app.domain.errors import BuildError
 from serve_app.quantize.recipes import Recipe, Tolerance
-from serve_app.reference.logprobs import Reference, Rows
+from serve_app.reference.logprobs import REFERENCE_NPZ, Reference, Values, load_reference
 
 TIMEOUT_S = 300
 """Per variant. Loading and checking one takes 20 to 40 s on a busy core."""
@@ -73,16 +73,16 @@ Gate = Callable[[Mapping[str, tuple[Recipe, Path]], Judged], None]
 """Judge variants (recipe, folder), telling each result as it comes. Raises `BuildError`."""
 
 
-def judge(tolerance: Tolerance, reference: Reference, logprobs: Rows, best: Rows) -> GateResult:
-    """Compare the engine's `logprobs` and most likely tokens with the reference. Pure."""
-    have, need = np.concatenate(list(logprobs)), np.concatenate(list(reference.logprobs))
+def judge(tolerance: Tolerance, reference: Reference, logprobs: Values, best: Values) -> GateResult:
+    """Compare the engine's logprobs and most likely tokens, row after row, with the reference."""
+    have, need = logprobs, np.concatenate(list(reference.logprobs))
     base = np.concatenate(list(reference.base_logprobs))
     if have.shape != need.shape:
         raise BuildError(f"the engine gave {have.size} logprobs, the reference has {need.size}")
     engine = np.abs(have - need)
     mean, quantization = float(engine.mean()), float(np.abs(need - base).mean())
     decided = np.concatenate(list(reference.best_logprobs)) >= math.log(DECIDED)
-    same = np.concatenate(list(best)) == np.concatenate(list(reference.best))
+    same = best == np.concatenate(list(reference.best))
     agreement = float(same[decided].mean())
     failures = []
     # Written so that a NaN fails.
@@ -118,32 +118,38 @@ def run_gate(variants: Mapping[str, tuple[Recipe, Path]], judged: Judged) -> Non
     A result that failed is told, not raised. Raises `BuildError` when an engine cannot load a
     variant, dies, or takes longer than `TIMEOUT_S`: those after it are then not judged.
     """
-    waiting = list(variants)
     with tempfile.TemporaryDirectory(prefix="quantile-gate-") as scratch:
-        results, log = Path(scratch) / "results.jsonl", Path(scratch) / "log"
-        results.touch()
-        command = [sys.executable, "-m", "serve_app.reference.gate_process", str(results)]
-        command += [f"{name}={folder}" for name, (_, folder) in variants.items()]
-        deadline = time.monotonic() + TIMEOUT_S * len(variants)
-        with log.open("wb") as output, results.open(encoding="utf-8") as lines:
+        log = Path(scratch) / "log"
+        command = [sys.executable, "-m", "serve_app.reference.gate_process", scratch]
+        command += [f"{recipe.engine_dtype}={folder}" for recipe, folder in variants.values()]
+        with log.open("wb") as output:
             # A session of its own, so that the engine's processes end with it.
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-            try:
-                ended = False
-                while not ended and time.monotonic() < deadline:
-                    ended = process.poll() is not None
-                    for line in lines:
-                        values = json.loads(line)
-                        name = values.pop("name")
-                        judged(name, result_from_json(values))
-                        waiting.remove(name)
-                    time.sleep(0 if ended else POLL_S)
-            finally:
-                _end_session(process)
-        if waiting:
-            _raise_unjudged(waiting[0], variants[waiting[0]][1], process.returncode, log)
+        try:
+            for i, (name, (recipe, folder)) in enumerate(variants.items()):
+                answer = Path(scratch) / f"{i}.npz"
+                if not _wait_for(answer, process):
+                    _raise_unjudged(name, folder, process.poll(), log)
+                with np.load(answer) as arrays:
+                    reference = load_reference(folder / REFERENCE_NPZ)
+                    result = judge(recipe.tolerance, reference, arrays["logprobs"], arrays["best"])
+                judged(name, result)
+        finally:
+            _end_session(process)
+
+
+def _wait_for(answer: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the file came before the process ended and before `TIMEOUT_S`."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not answer.exists():
+        if process.poll() is not None:
+            return answer.exists()
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
@@ -152,11 +158,15 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _raise_unjudged(name: str, folder: Path, code: int, log: Path) -> NoReturn:
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+def _raise_unjudged(name: str, folder: Path, code: int | None, log: Path) -> NoReturn:
+    lines = log.read_text(errors="replace").splitlines()
+    # The cause is in a worker's traceback, far above the end: "Failed core proc(s)".
+    causes = [line for line in lines if re.search(r"\w(Error|Exception): ", line)]
+    shown = "\n".join(causes[:3] or lines[-LOG_LINES:])
+    how = f"took over {TIMEOUT_S} s" if code is None else f"ended with exit code {code}"
     raise BuildError(
-        f"the engine process ended with code {code} while checking {name!r} ({folder}): "
-        f"it does not load, or took over {TIMEOUT_S} s. Its last lines:\n{tail}"
+        f"the engine process {how} while checking {name!r} ({folder}): need an engine that loads "
+        f"it. It said:\n{shown}"
     )
 
 

@@ -1,10 +1,10 @@
-"""The gate's own process: loads variants in vLLM and appends one JSON line per judged variant.
+"""The gate's own process: loads checkpoints in vLLM and writes what the engine computes.
 
-Started by `gate.run_gate`: `python -m serve_app.reference.gate_process results.jsonl gptq=/path`.
+Started by `gate.run_gate`: `python -m serve_app.reference.gate_process <out> float16=<folder> ...`.
+Writes `<out>/<i>.npz` for the i-th folder: `logprobs` and `best`, row after row.
 """
 
 import gc
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from serve_app.domain.units import MIB
-from serve_app.quantize.recipes import Recipe, recipe
-from serve_app.reference.gate import judge, result_to_json
-from serve_app.reference.logprobs import REFERENCE_NPZ, Rows, load_reference
+from serve_app.reference.logprobs import REFERENCE_NPZ, Values, load_reference
 
 ENGINE_ENV = {
     # One thread: a model this small spends its time in Python, and two threads wait for each other.
@@ -28,13 +26,13 @@ ENGINE_ENV = {
 KV_CACHE_BYTES = 64 * MIB
 
 
-def engine_logprobs(folder: Path, chosen: Recipe, rows: list[list[int]]) -> tuple[Rows, Rows]:
-    """Per row: logprob of each token after the first, and the most likely token there."""
+def engine_logprobs(folder: Path, dtype: str, rows: list[list[int]]) -> tuple[Values, Values]:
+    """For each token after the first of each row: its logprob, and the most likely token there."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
         model=str(folder),
-        dtype=chosen.engine_dtype,
+        dtype=dtype,
         max_model_len=512,
         max_num_seqs=16,
         kv_cache_memory_bytes=KV_CACHE_BYTES,
@@ -44,34 +42,31 @@ def engine_logprobs(folder: Path, chosen: Recipe, rows: list[list[int]]) -> tupl
     )
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": row} for row in rows], sampling, use_tqdm=False)
-    logprobs, best = [], []
+    logprobs: list[float] = []
+    best: list[int] = []
     for row, output in zip(rows, outputs, strict=True):
-        steps = output.prompt_logprobs[1:]
-        logprobs.append(
-            np.array([step[token].logprob for step, token in zip(steps, row[1:], strict=True)])
-        )
-        best.append(
-            np.array([next(t for t, entry in step.items() if entry.rank == 1) for step in steps])
-        )
+        for token, step in zip(row[1:], output.prompt_logprobs[1:], strict=True):
+            logprobs.append(step[token].logprob)
+            best.append(next(other for other, entry in step.items() if entry.rank == 1))
     llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()
-    return logprobs, best
+    return np.array(logprobs), np.array(best)
 
 
 def main() -> None:
-    """Judge each `variant=folder` of the command line."""
-    results_path, *pairs = sys.argv[1:]
+    """Answer for each `dtype=folder` of the command line."""
+    out, *pairs = sys.argv[1:]
     os.environ.update(ENGINE_ENV)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
-    for pair in pairs:
-        name, _, folder = pair.partition("=")
-        chosen = recipe(name)
+    for i, pair in enumerate(pairs):
+        dtype, _, folder = pair.partition("=")
         reference = load_reference(Path(folder) / REFERENCE_NPZ)
         rows = [list(row) for row in reference.tokens]
-        result = judge(chosen.tolerance, reference, *engine_logprobs(Path(folder), chosen, rows))
-        with open(results_path, "a", encoding="utf-8") as results:
-            results.write(json.dumps({"name": name, **result_to_json(result)}) + "\n")
+        logprobs, best = engine_logprobs(Path(folder), dtype, rows)
+        unfinished = Path(out) / f"unfinished-{i}.npz"
+        np.savez(unfinished, logprobs=logprobs, best=best)
+        unfinished.rename(Path(out) / f"{i}.npz")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from serve_app.domain.errors import CheckpointError
 
 REFERENCE_NPZ = "reference.npz"
-Rows = Sequence[NDArray[np.generic]]
+Values = NDArray[np.generic]
+Rows = Sequence[Values]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,274 @@
+import fcntl
+import json
+import re
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve_app.domain.errors import BuildError, CheckpointError
+from serve_app.quantize.recipes import RECIPES, Tolerance
+from serve_app.reference.build import CHECKPOINT, build
+from serve_app.reference.gate import GateResult, judge
+from serve_app.reference.locate import QUANTIZE_JSON, cache_dir, resolve
+from serve_app.reference.logprobs import Reference, load_reference, save_reference
+
+GPTQ, AWQ = RECIPES["gptq"], RECIPES["awq"]
+PASS = GateResult(100, 90, 0.001, 0.01, 1.0, 0.01, ())
+FAIL = GateResult(100, 90, 2.5, 9.0, 0.3, 0.01, ("engine differs by 2.5000 nats: need <= 0.003",))
+
+
+class FakeQuantizer:
+    """Writes the files that a job writes, and records what it was asked for."""
+
+    def __init__(self):
+        self.made = []
+        self.fail_on = {}
+        self.seen_finished = []
+
+    def __call__(self, recipe, base, out):
+        self.made.append(recipe.name)
+        self.seen_finished.append(sorted(p.name for p in (cache_dir() / "models").glob("[!.]*")))
+        (out / "model.safetensors").write_bytes(b"x" * 10)
+        if recipe.name in self.fail_on:
+            raise self.fail_on.pop(recipe.name)
+        (out / "config.json").write_text("{}")
+        (out / QUANTIZE_JSON).write_text("{}")
+
+
+class FakeGate:
+    """Answers with `results` (a pass unless said otherwise), and records what it judged."""
+
+    def __init__(self):
+        self.judged = []
+        self.results = {}
+        self.fail_on = set()
+
+    def __call__(self, variants, judged):
+        for name in variants:
+            if name in self.fail_on:
+                raise BuildError(f"the engine died on {name}")
+            self.judged.append(name)
+            judged(name, self.results.get(name, PASS))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANTILE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def quantizer():
+    return FakeQuantizer()
+
+
+@pytest.fixture
+def gate():
+    return FakeGate()
+
+
+def test_a_built_variant_is_found_by_its_uri(quantizer, gate):
+    [built] = build([GPTQ], quantizer, gate)
+    assert resolve("reference://gptq") == built.folder.resolve()
+    assert built.weights_bytes == 10
+    assert (built.folder.stat().st_mode & 0o777) == 0o755
+
+
+def test_the_second_build_does_nothing(quantizer, gate):
+    states = []
+    first = build([GPTQ, AWQ], quantizer, gate)
+    second = build([GPTQ, AWQ], quantizer, gate, report=lambda *event: states.append(event))
+    assert second == first
+    assert quantizer.made == gate.judged == ["gptq", "awq"]
+    assert states == [("gptq", "cached"), ("awq", "cached")]
+
+
+def test_an_interrupted_build_resumes(quantizer, gate, cache):
+    quantizer.fail_on["awq"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        build([GPTQ, AWQ], quantizer, gate)
+    build([GPTQ, AWQ], quantizer, gate)
+    assert quantizer.made == ["gptq", "awq", "awq"]
+    assert gate.judged == ["gptq", "awq"]
+    assert len(list((cache / "models").iterdir())) == 2
+
+
+def test_what_a_killed_build_left_is_thrown_away(quantizer, gate, cache):
+    left = cache / "models" / ".making-abc"
+    left.mkdir(parents=True)
+    (left / QUANTIZE_JSON).write_text("{}")
+    build([GPTQ], quantizer, gate)
+    assert quantizer.made == ["gptq"]
+    assert not left.exists()
+
+
+def test_a_folder_appears_only_when_it_is_whole(quantizer, gate):
+    build([GPTQ, AWQ], quantizer, gate)
+    assert [len(names) for names in quantizer.seen_finished] == [0, 1]
+
+
+def test_a_job_that_writes_no_card_has_failed(gate, cache):
+    with pytest.raises(BuildError, match=QUANTIZE_JSON):
+        build([GPTQ], lambda recipe, base, out: None, gate)
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_a_wrong_variant_fails_the_build_with_its_numbers(quantizer, gate):
+    gate.results["awq"] = FAIL
+    with pytest.raises(BuildError, match=r"awq: engine differs by 2\.5000 nats.*0\.003.*30\.00%"):
+        build([GPTQ, AWQ], quantizer, gate)
+    assert resolve("reference://gptq").is_dir()
+    with pytest.raises(CheckpointError, match="quantile reference build"):
+        resolve("reference://awq")
+
+
+def test_a_failed_variant_is_judged_again_not_made_again(quantizer, gate):
+    gate.results["gptq"] = FAIL
+    with pytest.raises(BuildError):
+        build([GPTQ], quantizer, gate)
+    gate.results.clear()
+    build([GPTQ], quantizer, gate)
+    assert quantizer.made == ["gptq"]
+    assert gate.judged == ["gptq", "gptq"]
+
+
+def test_a_rebuilt_variant_that_fails_loses_its_link(quantizer, gate):
+    build([GPTQ], quantizer, gate)
+    gate.results["gptq"] = FAIL
+    with pytest.raises(BuildError):
+        build([GPTQ], quantizer, gate, force=True)
+    with pytest.raises(CheckpointError):
+        resolve("reference://gptq")
+
+
+def test_a_variant_made_but_never_judged_is_judged(quantizer, gate):
+    gate.fail_on.add("awq")
+    with pytest.raises(BuildError, match="died on awq"):
+        build([GPTQ, AWQ], quantizer, gate)
+    gate.fail_on.clear()
+    build([GPTQ, AWQ], quantizer, gate)
+    assert quantizer.made == ["gptq", "awq"]
+    assert gate.judged == ["gptq", "awq"]
+
+
+def test_stricter_limits_judge_again_without_making_again(quantizer, gate):
+    build([GPTQ], quantizer, gate)
+    build([replace(GPTQ, tolerance=replace(GPTQ.tolerance, engine=1e-6))], quantizer, gate)
+    assert quantizer.made == ["gptq"]
+    assert gate.judged == ["gptq", "gptq"]
+
+
+def test_force_makes_and_judges_anew(quantizer, gate, cache):
+    build([GPTQ], quantizer, gate)
+    build([GPTQ], quantizer, gate, force=True)
+    assert quantizer.made == gate.judged == ["gptq", "gptq"]
+    assert len(list((cache / "models").iterdir())) == 1
+
+
+def test_another_base_is_another_folder(quantizer, gate, tmp_path):
+    [first] = build([GPTQ], quantizer, gate)
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in CHECKPOINT.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    (base / "config.json").write_text(json.dumps({"changed": True}))
+    [second] = build([GPTQ], quantizer, gate, base=base)
+    assert first.folder != second.folder
+    assert resolve("reference://gptq") == second.folder.resolve()
+
+
+def test_a_base_with_a_file_missing_is_refused(quantizer, gate, tmp_path):
+    with pytest.raises(CheckpointError, match=r"need model\.safetensors"):
+        build([GPTQ], quantizer, gate, base=tmp_path)
+
+
+def test_a_second_build_waits_for_the_first(quantizer, gate, cache):
+    cache.mkdir()
+    waiting = threading.Event()
+    thread = threading.Thread(
+        target=build,
+        args=([GPTQ], quantizer, gate),
+        kwargs={"report": lambda variant, state: "waiting" in state and waiting.set()},
+    )
+    with (cache / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread.start()
+        assert waiting.wait(10)
+        assert quantizer.made == []
+    thread.join(10)
+    assert quantizer.made == ["gptq"]
+
+
+@pytest.mark.parametrize("uri", ["reference://", "reference://../x", "reference://.x", "s3://a/b"])
+def test_names_that_lead_nowhere_are_refused(uri):
+    with pytest.raises(CheckpointError):
+        resolve(uri)
+
+
+def test_a_path_is_a_checkpoint_if_it_has_a_config(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(str(tmp_path)) == tmp_path.resolve()
+
+
+LIMITS = Tolerance(engine=0.01, quantization=0.05, agreement=0.9, reason="rounding")
+TOKENS = [[5, 6, 7], [8, 9, 10, 11]]
+
+
+def reference(shift_base=0.0):
+    logprobs = [np.array([-0.1, -0.2]), np.array([-0.3, -0.1, -3.0])]
+    return Reference(
+        tokens=TOKENS,
+        logprobs=logprobs,
+        best=[np.array([6, 7]), np.array([9, 10, 99])],
+        best_logprobs=[np.array([-0.1, -0.2]), np.array([-0.3, -0.1, -1.5])],
+        base_logprobs=[row + shift_base for row in logprobs],
+    )
+
+
+RIGHT = np.array([-0.1, -0.2, -0.3, -0.1, -3.0])
+BEST = np.array([6, 7, 9, 10, 99])
+
+
+def test_judge_passes_what_agrees():
+    result = judge(LIMITS, reference(), RIGHT, BEST)
+    assert result.passed
+    assert (result.n_tokens, result.n_decided, result.agreement) == (5, 4, 1.0)
+
+
+def test_judge_ignores_a_swap_where_the_reference_is_torn():
+    assert judge(LIMITS, reference(), RIGHT, np.array([6, 7, 9, 10, 11])).passed
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "best", "shift", "reason"),
+    [
+        (RIGHT + 0.02, BEST, 0.0, "engine differs .* by 0.0200 nats"),
+        (np.full(5, np.nan), BEST, 0.0, "engine differs .* by nan"),
+        (RIGHT, np.array([6, 7, 9, 1, 99]), 0.0, "same top token at 75.00% of 4"),
+        (RIGHT, BEST, 0.06, "differ from the base by 0.0600"),
+    ],
+)
+def test_judge_fails_what_differs(logprobs, best, shift, reason):
+    result = judge(LIMITS, reference(shift), logprobs, best)
+    assert len(result.failures) == 1
+    assert re.search(reason, result.failures[0])
+
+
+def test_reference_survives_the_file(tmp_path):
+    path = tmp_path / "reference.npz"
+    save_reference(path, reference())
+    loaded = load_reference(path)
+    assert loaded.tokens == TOKENS
+    assert [row.tolist() for row in loaded.best] == [[6, 7], [9, 10, 99]]
+    np.testing.assert_allclose(loaded.logprobs[1], [-0.3, -0.1, -3.0], rtol=1e-6)
+
+
+def test_a_damaged_reference_is_named(tmp_path):
+    path = tmp_path / "reference.npz"
+    path.write_bytes(b"PK not really")
+    with pytest.raises(CheckpointError, match="--force"):
+        load_reference(path)
