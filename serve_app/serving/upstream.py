@@ -46,6 +46,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._buffered_bytes = 0
         self._paused = False
+        self._asked = False
         self._framed = False
         self._head_done = False
         self._done = False
@@ -59,27 +60,41 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """Parse; wake the reader once for all that came."""
+        """Parse; wake the reader once for all that came.
+
+        What comes before a request or after the end of its answer belongs to nobody, and least of
+        all to the next request: the connection ends with this exchange.
+        """
+        if self._done or not self._asked:
+            self._keep_alive = False
+            if self.idle:
+                self._pool.forget(self)
+                self.close()
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self.close()
-            self._lost = True
+            self._refuse_rest()
         if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """An answer without a length ends here; any other is cut short."""
+        """An answer without a length ends here if in good order; any other is cut short."""
         self._lost = True
-        if self._head_done and not self._framed:
+        if self._head_done and not self._framed and exc is None:
             self._done = True
         if self.idle:
             self._pool.forget(self)
         self._wake()
 
     # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        """End the parsing at an answer that nobody asked for."""
+        if self._done:
+            raise UpstreamTruncatedError("the server sent more than the answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect headers with lower-case names."""
@@ -92,7 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The head is whole; an interim answer (1xx) is skipped."""
         self.status = self._parser.get_status_code()
         if self.status < 200:
-            self.headers = []
+            self.headers, self._framed = [], False
         else:
             self._head_done = True
             self._framed = self._framed or self.status in _BODILESS
@@ -116,6 +131,9 @@ class UpstreamConnection(asyncio.Protocol):
         Raises UpstreamUnreachableError when the connection ends without one.
         """
         assert self._transport is not None
+        if self._transport.is_closing():
+            raise UpstreamUnreachableError("the connection closed before any answer")
+        self._asked = True
         self._transport.write(request)
         while not self._head_done:
             if self._lost:
@@ -157,10 +175,10 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """End the connection; reset it if the answer is not over."""
+        """End the connection; reset it if it is in the middle of an answer."""
         if self._transport is None or self._transport.is_closing():
             return
-        if not self._done:
+        if self._asked and not self._done:
             raw = self._transport.get_extra_info("socket")
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -168,10 +186,17 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
+    def _refuse_rest(self) -> None:
+        """What came is no HTTP, or more than one answer; a whole answer stands."""
+        self._keep_alive = False
+        if not self._done:
+            self.close()
+            self._lost = True
+
     def _reset(self) -> None:
         self.status, self.headers, self.reused = 0, [], True
         self._parser = httptools.HttpResponseParser(self)
-        self._framed = self._head_done = self._done = self._keep_alive = False
+        self._asked = self._framed = self._head_done = self._done = self._keep_alive = False
 
     async def _wait(self) -> None:
         self._waiter = self._pool.loop.create_future()
@@ -232,7 +257,8 @@ class UpstreamPool:
         self._idle.remove(connection)
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close what is kept, and keep nothing any more."""
+        self._max_idle = 0
         while self._idle:
             connection = self._idle.pop()
             connection.idle = False
