@@ -5,9 +5,12 @@ VENV := .venv
 QUANTIZE_VENV := .venv-quantize
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# Serve's HAProxy ingress: without these two everything works, slower.
+# Serve's HAProxy ingress: without these everything works, slower.
 export RAY_SERVE_ENABLE_HA_PROXY ?= 1
 export RAY_SERVE_THROUGHPUT_OPTIMIZED ?= 1
+export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
+# The same authentication for `serve run` and for the commands that talk to it.
+export RAY_AUTH_MODE ?= token
 
 .PHONY: help demo serve family test test-fast check format bench-relay clean
 

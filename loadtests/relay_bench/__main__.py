@@ -38,7 +38,7 @@ backend engine
 
 
 @dataclass(frozen=True)
-class Path_:
+class Way:
     """One way from client to engine, and the process whose CPU is its cost."""
 
     name: str
@@ -83,7 +83,7 @@ def haproxy(engine_port: int) -> Iterator[int]:
             process.wait()
 
 
-def run_round(way: Path_, args: argparse.Namespace, token: str) -> tuple[float, float, float]:
+def run_round(way: Way, args: argparse.Namespace, token: str) -> tuple[float, float, float]:
     """One round over one way: (CPU microseconds per token, TTFT P50 ms, end to end P50 ms)."""
     before = cpu_s(way.pid)
     words = [
@@ -155,9 +155,9 @@ def main() -> None:
     chat = "/v1/chat/completions"
     with haproxy(engine_port) as haproxy_pid:
         ways = [
-            Path_("HAProxy, one thread", HAPROXY_PORT, f"/variants/fake{chat}", haproxy_pid),
-            Path_("router, byte relay", SERVE_PORT, chat, find_process("router:VariantRouter")),
-            Path_(
+            Way("HAProxy, one thread", HAPROXY_PORT, f"/variants/fake{chat}", haproxy_pid),
+            Way("router, byte relay", SERVE_PORT, chat, find_process("router:VariantRouter")),
+            Way(
                 "router, DeploymentHandle stream",
                 SERVE_PORT,
                 f"/handle{chat}",
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def _measure(
-    ways: list[Path_], measure: Callable[[Path_], tuple[float, float, float]], rounds: int
+    ways: list[Way], measure: Callable[[Way], tuple[float, float, float]], rounds: int
 ) -> dict[str, list[tuple[float, float, float]]]:
     """Interleaved rounds; the first, a warm-up, is not kept."""
     rows: dict[str, list[tuple[float, float, float]]] = {way.name: [] for way in ways}
@@ -198,7 +198,8 @@ def _listening_port(pid: int) -> int:
     ]
     if not ports:
         raise SystemExit(f"replica {pid} has no direct ingress port: is HAProxy mode on?")
-    return ports[0]
+    port: int = ports[0]
+    return port
 
 
 if __name__ == "__main__":

@@ -42,11 +42,12 @@ class HandleVariant:
         async def receive() -> Message:
             for message in request:
                 return message
-            return await asyncio.get_running_loop().create_future()  # the client stays
+            stays: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+            return await stays
 
         async def run() -> None:
             assert self._app is not None
-            await self._app(scope, receive, messages.put)  # type: ignore[arg-type]
+            await self._app(scope, receive, messages.put)
             await messages.put(None)
 
         work = asyncio.create_task(run())
