@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import msgspec
 
 from serve_app.domain.checkpoint import VariantCard
-from serve_app.serving.http import CARD_PATH
+from serve_app.serving.http import CARD_PATH, UNREADABLE_JSON
 from serve_app.serving.relay import Relay, VariantBusyError
 from serve_app.serving.upstream import UpstreamTruncatedError
 
@@ -54,7 +54,7 @@ class VariantDirectory:
                 async with asyncio.timeout(_PROBE_TIMEOUT_S):
                     self.cards[name] = await self._fetch_card(name)
                 self._ready[name] = True
-            except (VariantBusyError, UpstreamTruncatedError, msgspec.MsgspecError):
+            except (VariantBusyError, UpstreamTruncatedError, *UNREADABLE_JSON):
                 self._ready[name] = False
             except TimeoutError:
                 pass  # slow is not down: a busy machine must not move all traffic

@@ -16,6 +16,9 @@ REQUEST_ID_HEADER = b"x-request-id"
 SESSION_HEADER = b"x-session-id"
 CARD_PATH = "/quantile/card"
 
+UNREADABLE_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON, no UTF-8, or nested without end."""
+
 _DRAIN_FACTOR = 8
 
 
@@ -45,7 +48,7 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     client left before the body's end.
     """
     declared = header(scope["headers"], b"content-length")
-    too_large = declared is not None and declared.isdigit() and int(declared) > limit_bytes
+    too_large = declared is not None and declared.isdecimal() and int(declared) > limit_bytes
     chunks: list[bytes] = []
     size = 0
     while True:

@@ -21,6 +21,7 @@ from serve_app.serving.http import (
     REASON_HEADER,
     REQUEST_ID_HEADER,
     SESSION_HEADER,
+    UNREADABLE_JSON,
     VARIANT_HEADER,
     ClientGoneError,
     Headers,
@@ -31,6 +32,7 @@ from serve_app.serving.http import (
     send_json,
 )
 from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
+from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.telemetry.metrics import RouterMetrics
 
 RELAYED_PATHS = frozenset(
@@ -123,17 +125,19 @@ class RouterApp:
             unavailable=self._directory.known_down(),
         )
         variant, reason, answer = await self._first_answer(decision, scope, body)
-        status = answer.status
+        self._metrics.answered(variant, reason, answer.status)
         try:
             whole = await pass_on(answer, send, variant, reason)
-        except BaseException:
+        except UpstreamTruncatedError:
             answer.close()
             self._metrics.broke_off(variant)
+            raise
+        except BaseException:  # the client left: not the variant's fault
+            answer.close()
             raise
         answer.release()
         if not whole:
             self._metrics.broke_off(variant)
-        self._metrics.answered(variant, reason, status)
 
     async def _first_answer(
         self, decision: RouteDecision, scope: Scope, body: bytes
@@ -153,9 +157,11 @@ class RouterApp:
 
     async def _ready(self, send: Send) -> None:
         waiting = self._directory.not_ready(self._current_split().serving)
-        if waiting:
-            raise VariantUnavailableError(f"not ready yet: {', '.join(waiting)}")
-        await self._answer(send, 200, {"status": "ready"})
+        if not waiting:
+            await self._answer(send, 200, {"status": "ready"})
+            return
+        error = VariantUnavailableError(f"not ready yet: {', '.join(waiting)}")
+        await send_error(send, error, _marks(_NO_VARIANT, RouteReason.LOCAL))
 
     def _current_split(self) -> TrafficSplit:
         if self.split is None:
@@ -202,7 +208,7 @@ class RouterApp:
 def _parse_head(body: bytes) -> RequestHead:
     try:
         return _HEAD_DECODER.decode(body)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE_JSON as error:
         raise MalformedRequestError(
             f"the body is not a request that the router understands: {error}; "
             'it needs JSON with at least {"model": "..."}'

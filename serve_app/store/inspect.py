@@ -57,7 +57,7 @@ def _read_json(path: Path, reason: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing ({reason}); check the checkpoint's path")
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -66,7 +66,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if index.is_file():
         try:
             content = msgspec.json.decode(index.read_bytes(), type=_ShardIndex)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{index} needs a weight_map of tensor names to files: {error}"
             ) from None

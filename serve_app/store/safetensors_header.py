@@ -49,7 +49,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         fields.pop("__metadata__", None)
         entries = {name: msgspec.json.decode(item, type=_Entry) for name, item in fields.items()}
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); copy it again") from None
     for name, entry in entries.items():
         start, end = entry.data_offsets

@@ -176,7 +176,7 @@ class TestDamage:
         self.refused(tmp_path, "config.json is missing")
         self.refused(tmp_path / "nowhere", "config.json is missing")
 
-    @pytest.mark.parametrize("content", ["{", "[]", "", "\xff"])
+    @pytest.mark.parametrize("content", ["{", "[]", "", "\xff", '{"a": "\xff"}'])
     def test_a_configuration_that_is_no_json_object(self, tmp_path, content):
         write_checkpoint(tmp_path, made.PLAIN)
         (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
@@ -225,6 +225,7 @@ class TestDamage:
         [
             b"{",
             b"\xff\xff",
+            b'{"\xff": {}}',
             b"[]",
             b'{"a": 1}',
             b'{"a": {"dtype": "BF16"}}',

@@ -1,0 +1,17 @@
+"""Metrics that can be read: implements `serve_app.telemetry.metrics.RouterMetrics`."""
+
+
+class RecordingMetrics:
+    def __init__(self) -> None:
+        self.answers: list[tuple[str, str, int]] = []
+        self.fallbacks: list[str] = []
+        self.broken: list[str] = []
+
+    def answered(self, variant: str, reason: str, status: int) -> None:
+        self.answers.append((variant, str(reason), status))
+
+    def fell_back(self, variant: str) -> None:
+        self.fallbacks.append(variant)
+
+    def broke_off(self, variant: str) -> None:
+        self.broken.append(variant)

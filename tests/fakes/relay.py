@@ -1,0 +1,119 @@
+"""The ways from a router to its variants, scripted: implements `serve_app.serving.relay.Relay`."""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from serve_app.domain.checkpoint import VariantCard
+from serve_app.engines.engine import Scope
+from serve_app.serving.http import CARD_PATH
+from serve_app.serving.relay import Answer, VariantBusyError
+
+
+def card_of(name: str, **changes: Any) -> VariantCard:
+    """What a variant says of itself."""
+    facts = {
+        "name": name,
+        "method": "gptq",
+        "scheme": "gptq W4A16 g128",
+        "bits": 4,
+        "weight_bytes": 1000,
+        "context_length": 2048,
+        "engine": "fake",
+    }
+    return VariantCard(**{**facts, **changes})
+
+
+class FakeAnswer:
+    """Gives its pieces in order: bytes are read, an exception is raised, an event is waited for."""
+
+    def __init__(
+        self,
+        *pieces: bytes | BaseException | asyncio.Event,
+        status: int = 200,
+        headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),),
+    ) -> None:
+        self.status = status
+        self.headers = [(name.encode(), value.encode()) for name, value in headers]
+        self.ended: list[str] = []
+        self._pieces = list(pieces)
+
+    async def read(self) -> bytes:
+        while self._pieces:
+            piece = self._pieces.pop(0)
+            if isinstance(piece, bytes):
+                return piece
+            if isinstance(piece, BaseException):
+                raise piece
+            await piece.wait()
+        return b""
+
+    def release(self) -> None:
+        assert not self._pieces, "released before it was read to its end"
+        self.ended.append("released")
+
+    def close(self) -> None:
+        self.ended.append("closed")
+
+
+class FakeRelay:
+    """Answers from a script; `scripts[variant]` makes an answer, or raises, for each request.
+
+    Probes for cards are answered from `cards` (a card, or what makes another answer) and kept
+    apart: a variant without a card refuses.
+    """
+
+    def __init__(self, *variants: str) -> None:
+        self.cards: dict[str, VariantCard | Callable[[], FakeAnswer]] = {
+            name: card_of(name) for name in variants
+        }
+        self.scripts: dict[str, Callable[[], FakeAnswer]] = defaultdict(
+            lambda: lambda: FakeAnswer(b'{"ok": true}')
+        )
+        self.asked: list[str] = []
+        self.requests: list[tuple[Scope, bytes]] = []
+        self.answers: list[FakeAnswer] = []
+        self.probed = asyncio.Event()
+        self.is_closed = False
+
+    async def ask(self, variant: str, scope: Scope, body: bytes) -> Answer:
+        if scope["path"] == CARD_PATH:
+            return await self._probe(variant)
+        self.asked.append(variant)
+        self.requests.append((scope, body))
+        await asyncio.sleep(0)
+        answer = self.scripts[variant]()
+        self.answers.append(answer)
+        return answer
+
+    async def _probe(self, variant: str) -> Answer:
+        self.probed.set()
+        await asyncio.sleep(0)
+        if variant not in self.cards:
+            raise VariantBusyError("no replica")
+        card = self.cards[variant]
+        if isinstance(card, VariantCard):
+            answer = FakeAnswer(json.dumps(asdict(card)).encode())
+        else:
+            answer = card()
+        self.answers.append(answer)
+        return answer
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def leftovers(self) -> list[FakeAnswer]:
+        """Answers that were neither released nor closed, or both: each is a leaked connection."""
+        return [answer for answer in self.answers if len(answer.ended) != 1]
+
+
+def busy(reason: str = "it answered 503") -> Callable[[], FakeAnswer]:
+    """A script that takes no request."""
+
+    def refuse() -> FakeAnswer:
+        raise VariantBusyError(reason)
+
+    return refuse
