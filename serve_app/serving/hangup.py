@@ -16,26 +16,30 @@ GRACE_S = 5.0
 _DISCONNECT = {"type": "http.disconnect"}
 
 
-async def serve_until_hangup(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+async def serve_until_hangup(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, grace_s: float = GRACE_S
+) -> None:
     """Run `app`; when cancelled, let it hear `http.disconnect`, and end it after a grace."""
     hangup: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def receive_or_hangup() -> Message:
         message: asyncio.Future[Message] = asyncio.ensure_future(receive())
         waited: set[asyncio.Future[Any]] = {message, hangup}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if message.done():
-            return message.result()
-        message.cancel()
-        return dict(_DISCONNECT)
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            return message.result() if message.done() else dict(_DISCONNECT)
+        finally:
+            message.cancel()  # also when the application stops listening
 
     work = asyncio.create_task(_run(app, scope, receive_or_hangup, send))
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:
         hangup.set_result(None)
-        await asyncio.wait({work}, timeout=GRACE_S)
-        work.cancel()
+        try:
+            await asyncio.wait({work}, timeout=grace_s)
+        finally:
+            work.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await work
         raise
