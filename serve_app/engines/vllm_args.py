@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -21,6 +20,7 @@ OWNED = {
     "uds": "the application is reached through Ray Serve",
     "root_path": "it follows from the application's route_prefix",
     "api_key": "the router checks keys",
+    "config": "write what it holds as engine_args",
     "data_parallel_size": "set the deployment's num_replicas",
     "api_server_count": "set the deployment's num_replicas",
 }
@@ -47,16 +47,21 @@ def server_arguments(spec: EngineSpec) -> argparse.Namespace:
     that QuanTile owns, one that is typed in our schema, or a value of the wrong type.
     """
     parser = make_arg_parser(_RaisingParser())
-    known = {action.dest for action in parser._actions} - {"help"}
-    _check_names(spec.settings.engine_args, known)
-    settings = {name: getattr(spec.settings, name) for name in _TYPED}
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    _check_names(spec.settings.engine_args, set(actions))
     values = {
         "model": str(spec.checkpoint_dir),
         "served_model_name": list(spec.served_names),
-        **{name: value for name, value in settings.items() if value is not None},
+        **{name: getattr(spec.settings, name) for name in _TYPED},
         **spec.settings.engine_args,
     }
-    arguments: argparse.Namespace = parser.parse_args(list(_argv(values)))
+    argv = [
+        word
+        for name, value in values.items()
+        if value is not None
+        for word in _words(actions[name], value)
+    ]
+    arguments: argparse.Namespace = parser.parse_args(argv)
     return arguments
 
 
@@ -73,18 +78,29 @@ def _check_names(engine_args: dict[str, Any], known: set[str]) -> None:
             )
 
 
-def _argv(values: dict[str, Any]) -> Iterable[str]:
-    """The values as vLLM's command line takes them."""
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if value is True:
-            yield f"--{flag}"
-        elif value is False:
-            yield f"--no-{flag}"
-        elif isinstance(value, list):
-            yield f"--{flag}"
-            yield from (str(item) for item in value)
-        elif isinstance(value, dict):
-            yield f"--{flag}={json.dumps(value)}"
-        else:
-            yield f"--{flag}={value}"
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    """A value as vLLM's command line takes it."""
+    name = action.dest.replace("_", "-")
+    if value is True:
+        return [f"--{name}"]
+    if value is False:
+        has_negation = not isinstance(action, argparse._StoreTrueAction)
+        return [f"--no-{name}"] if has_negation else []
+    if isinstance(value, list):
+        return _list_words(action, f"--{name}", value)
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
+    return [f"--{name}={value}"]
+
+
+def _list_words(action: argparse.Action, flag: str, items: list[Any]) -> list[str]:
+    if action.nargs == "+":
+        return [flag, *(str(item) for item in items)]
+    if isinstance(action, argparse._AppendAction):
+        return [f"{flag}={item}" for item in items]
+    if action.type is json.loads:
+        return [f"{flag}={json.dumps(items)}"]
+    raise ConfigError(
+        f"vLLM refuses the engine arguments: engine_args.{action.dest} takes one value, "
+        f"have the list {items}"
+    )

@@ -1,0 +1,163 @@
+"""What the router says to a variant, and what it makes of the answer, on real sockets."""
+
+import pytest
+
+from serve_app.domain.traffic import RouteReason
+from serve_app.serving.relay import IngressRelay, VariantBusyError, pass_on
+from tests.fakes.asgi import Exchange
+from tests.fakes.raw_server import Peer, RawServer, answer, chunked
+
+TOKEN = "0123456789abcdef"
+BODY = b'{"model": "m"}'
+MARK = b"x-variant: awq"
+
+
+def said(request: bytes) -> tuple[bytes, list[tuple[str, str]], bytes]:
+    """Request line, headers in order, body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    line, *fields = head.split(b"\r\n")
+    pairs = [field.decode("latin-1").split(": ", 1) for field in fields]
+    return line, [(name, value) for name, value in pairs], body
+
+
+def client_scope(*headers: tuple[str, str], **more) -> dict:
+    return Exchange(None, "POST", "/v1/completions", headers=headers, **more).scope
+
+
+class Ingress:
+    """A scripted ingress, and a relay that goes through it."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        async def talk(peer: Peer) -> None:
+            while True:
+                await peer.request()
+                await peer.say(*pieces)
+
+        self.server = RawServer(talk)
+
+    async def __aenter__(self):
+        await self.server.__aenter__()
+        self.relay = IngressRelay(f"http://localhost:{self.server.port}", TOKEN)
+        return self
+
+    async def __aexit__(self, *exception) -> None:
+        self.relay.close()
+        await self.server.__aexit__(*exception)
+
+
+async def test_the_request_is_the_clients_with_our_token_and_path():
+    async with Ingress(answer(b"ok", MARK)) as ingress:
+        scope = client_scope(
+            ("content-type", "application/json"),
+            ("x-request-id", "r-1"),
+            ("traceparent", "00-1-2-01"),
+            ("x-note", "caf\xe9"),
+            query_string=b"a=1&b=%20c",
+        )
+        received = await ingress.relay.ask("awq", scope, BODY)
+        assert (received.status, await received.read(), await received.read()) == (200, b"ok", b"")
+        received.release()
+        line, headers, body = said(ingress.server.requests[0])
+        assert line == b"POST /variants/awq/v1/completions?a=1&b=%20c HTTP/1.1"
+        assert headers == [
+            ("host", f"localhost:{ingress.server.port}"),
+            ("x-quantile-internal", TOKEN),
+            ("content-length", "14"),
+            ("content-type", "application/json"),
+            ("x-request-id", "r-1"),
+            ("traceparent", "00-1-2-01"),
+            ("x-note", "caf\xe9"),
+        ]
+        assert body == BODY
+
+
+async def test_what_a_client_must_not_say_is_not_passed_on():
+    hostile = [
+        ("host", "evil"),
+        ("x-quantile-internal", "guess"),
+        ("x-quantile-internal", "guess again"),
+        ("x-variant", "bf16"),
+        ("x-route-reason", "pinned"),
+        ("authorization", "Bearer sk-secret"),
+        ("content-length", "999"),
+        ("transfer-encoding", "chunked"),
+        ("connection", "close"),
+        ("keep-alive", "timeout=1"),
+        ("te", "trailers"),
+        ("upgrade", "h2c"),
+        ("expect", "100-continue"),
+        ("accept-encoding", "gzip"),
+        ("proxy-authorization", "Basic x"),
+    ]
+    async with Ingress(answer(b"", MARK)) as ingress:
+        (await ingress.relay.ask("awq", client_scope(*hostile), BODY)).release()
+        _, headers, body = said(ingress.server.requests[0])
+        assert [name for name, _ in headers] == ["host", "x-quantile-internal", "content-length"]
+        assert dict(headers)["x-quantile-internal"] == TOKEN
+        assert body == BODY
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said"),
+    [
+        ([answer(b"", MARK, status=b"503 Service Unavailable")], "503"),
+        ([answer(b"", MARK, status=b"502 Bad Gateway")], "502"),
+        ([answer(b"no server", status=b"503 Service Unavailable")], "no replica"),
+        ([answer(b"Path '/variants/awq' not found", status=b"404 Not Found")], "status 404"),
+        ([answer(b"somebody else's")], "no replica"),
+        ([b"nonsense\r\n\r\n"], "before any answer"),
+    ],
+)
+async def test_who_did_not_take_the_request_is_busy(pieces, said):
+    async with Ingress(*pieces) as ingress:
+        with pytest.raises(VariantBusyError, match=said):
+            await ingress.relay.ask("awq", client_scope(), BODY)
+
+
+async def test_nobody_listens():
+    async with RawServer(lambda peer: peer.request()) as server:
+        port = server.port
+    relay = IngressRelay(f"http://127.0.0.1:{port}", TOKEN)
+    with pytest.raises(VariantBusyError, match="cannot connect"):
+        await relay.ask("awq", client_scope(), BODY)
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request", b"404 Not Found", b"500 Oops"])
+async def test_a_variants_own_answer_is_passed_back_without_the_hops_headers(status):
+    own = [b"content-type: text/x", b"x-note: caf\xe9", b"set-cookie: a", b"set-cookie: b"]
+    of_the_hop = [MARK, b"x-route-reason: guess", b"date: now", b"server: uvicorn"]
+    hop_by_hop = [b"connection: keep-alive", b"keep-alive: 5", b"x-request-id: replica's"]
+    whole = answer(b"body", *own, *of_the_hop, *hop_by_hop, status=status)
+    async with Ingress(whole) as ingress:
+        received = await ingress.relay.ask("awq", client_scope(), BODY)
+        exchange = Exchange(None, "POST", "/")
+        assert await pass_on(received, exchange.send, "awq", RouteReason.STICKY)
+        received.release()
+        assert exchange.status == int(status[:3])
+        assert exchange.body == b"body"
+        assert exchange.messages[0]["headers"] == [
+            (b"content-length", b"4"),
+            (b"content-type", b"text/x"),
+            (b"x-note", b"caf\xe9"),
+            (b"set-cookie", b"a"),
+            (b"set-cookie", b"b"),
+            (b"x-variant", b"awq"),
+            (b"x-route-reason", b"sticky"),
+        ]
+
+
+async def test_a_stream_is_passed_back_byte_by_byte_and_its_connection_kept():
+    events = [b"data: 1\n\n", b"data: [DONE]\n\n"]
+    head, *rest = chunked(*events)
+    head = head.replace(
+        b"\r\n\r\n", b"\r\ncontent-type: text/event-stream\r\n" + MARK + b"\r\n\r\n"
+    )
+    async with Ingress(head, *rest) as ingress:
+        for _ in range(2):
+            received = await ingress.relay.ask("awq", client_scope(), BODY)
+            exchange = Exchange(None, "POST", "/")
+            assert await pass_on(received, exchange.send, "awq", RouteReason.PINNED)
+            received.release()
+            assert exchange.body == b"".join(events)
+            assert "transfer-encoding" not in exchange.headers
+        assert ingress.server.n_connections == 1
