@@ -50,7 +50,7 @@ def check(
     from serve_app.config.serve_file import check_serve_file
     from serve_app.serving.variant_server import preflight
 
-    console = Console()
+    console = Console(markup=False, highlight=False)
     for args in check_serve_file(config):
         _, checkpoint = preflight(args)
         console.print(f"{args.name}: {checkpoint.describe()}, {checkpoint.weight_bytes:,} bytes")
@@ -59,7 +59,6 @@ def check(
 
 def _mount() -> None:
     from loadtests.cli import app as load_app
-
     from serve_app.reference.cli import app as reference_app
 
     app.add_typer(reference_app, name="reference")
@@ -72,7 +71,9 @@ def main() -> None:
     try:
         app()
     except QuantileError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True)
+        # No markup: messages quote what users wrote, square brackets included.
+        console = Console(stderr=True, markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -3,9 +3,16 @@
 Unknown keys are refused: a misspelt limit that is silently ignored is found in production.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from serve_app.domain.quant import QuantMethod
 from serve_app.domain.traffic import TrafficSplit
@@ -46,6 +53,14 @@ class EngineSettings(StrictModel):
     fake: dict[str, Any] = Field(default_factory=dict)
     """`kind: fake` only: the script (TTFT, gaps between tokens, faults) of the fake engine."""
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.kind != "fake" and self.fake:
+            raise ValueError(f"`fake` is read with kind: fake only, have kind: {self.kind}")
+        if self.kind != "vllm" and self.engine_args:
+            raise ValueError(f"`engine_args` is read with kind: vllm only, have kind: {self.kind}")
+        return self
+
 
 class VariantArgs(StrictModel):
     """Arguments of `serve_app.app:variant`: one quantization variant, one application."""
@@ -59,8 +74,6 @@ class VariantArgs(StrictModel):
     method: QuantMethod
     """What the checkpoint is declared to be; refused at start if it is anything else."""
     engine: EngineSettings = EngineSettings()
-    deployment: dict[str, Any] = Field(default_factory=dict)
-    """Options of the Serve deployment that the file's `deployments` section does not override."""
 
 
 class RouterArgs(StrictModel):

@@ -1,0 +1,105 @@
+"""A variant's start: the checkpoint is looked at before anything runs."""
+
+import pytest
+
+from serve_app.config.parse import parse
+from serve_app.config.schema import VariantArgs
+from serve_app.domain.errors import CheckpointError, ConfigError, EngineError
+from serve_app.serving.variant_server import VariantServer, preflight, preflight_if_local
+from tests.fakes import checkpoints as made
+from tests.fakes.asgi import Exchange
+from tests.fakes.checkpoints import write_checkpoint
+
+TOKEN = "0123456789abcdef"
+# Serve awaits the replica's asynchronous __del__; the interpreter, at the end of a test, cannot.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'VariantServer.__del__'")
+
+
+def variant_args(checkpoint: object, method: str = "gptq", **engine: object) -> VariantArgs:
+    return parse(
+        VariantArgs,
+        {
+            "model": "m",
+            "name": "a",
+            "checkpoint": str(checkpoint),
+            "method": method,
+            "engine": engine,
+        },
+        where="test",
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch, tmp_path):
+    """The process's environment is what Serve gives a replica; here it is this test's own."""
+    monkeypatch.setenv("QUANTILE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QUANTILE_INTERNAL_TOKEN", TOKEN)
+
+
+def test_a_checkpoint_of_another_method_never_gets_to_an_engine(tmp_path):
+    folder = write_checkpoint(tmp_path / "plain", made.PLAIN)
+    for check in (preflight, preflight_if_local):
+        with pytest.raises(CheckpointError, match="declares gptq, but the checkpoint is unquant"):
+            check(variant_args(folder))
+
+
+async def test_the_replica_looks_again(tmp_path):
+    folder = write_checkpoint(tmp_path / "plain", made.PLAIN)
+    with pytest.raises(CheckpointError, match="declares gptq"):
+        await VariantServer(variant_args(folder)).__serve_build_asgi_app__()
+
+
+def test_a_checkpoint_that_only_the_nodes_have_is_left_to_them():
+    args = variant_args("/models/on/another/machine")
+    preflight_if_local(args)
+    with pytest.raises(CheckpointError, match="/models/on/another/machine"):
+        preflight(args)
+
+
+def test_a_reference_variant_that_is_not_built_is_refused_with_the_command_that_builds_it():
+    for check in (preflight, preflight_if_local):
+        with pytest.raises(CheckpointError, match="quantile reference build --only gptq"):
+            check(variant_args("reference://gptq"))
+
+
+async def test_a_variant_serves_its_card_and_its_names():
+    server = VariantServer(variant_args("none", "awq", kind="fake", fake={"max_model_len": 512}))
+    app = await server.__serve_build_asgi_app__()
+    await server.check_health()
+    known = [("x-quantile-internal", TOKEN)]
+    card = (await Exchange(app, "GET", "/quantile/card", headers=known)()).json
+    assert (card["name"], card["method"], card["context_length"]) == ("a", "awq", 512)
+    assert (card["bits"], card["weight_bytes"], card["engine"]) == (4, 0, "fake")
+    listed = (await Exchange(app, "GET", "/v1/models", headers=known)()).json["data"]
+    assert {"m@a", "m"} <= {model["id"] for model in listed}
+
+
+async def test_an_engine_that_says_it_is_ill_has_the_replica_replaced():
+    script = {"faults": [{"kind": "RefuseHealth"}]}
+    server = VariantServer(variant_args("none", kind="fake", fake=script))
+    await server.check_health()  # not started: nothing to be ill
+    await server.__serve_build_asgi_app__()
+    with pytest.raises(EngineError):
+        await server.check_health()
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"fake": {"ttft_ms": 5}}, "kind: fake"),
+        ({"kind": "fake", "engine_args": {"seed": 1}}, "kind: vllm"),
+    ],
+)
+def test_settings_of_the_other_kind_of_engine_are_not_ignored(engine, said):
+    with pytest.raises(ConfigError, match=said):
+        variant_args("none", **engine)
+
+
+def test_options_of_the_deployment_have_their_place_in_the_file():
+    with pytest.raises(ConfigError, match="deployment is not a known key"):
+        parse(
+            VariantArgs,
+            {"model": "m", "name": "a", "checkpoint": "x", "method": "gptq"}
+            | {"deployment": {"num_replicas": 4}},
+            where="test",
+        )
