@@ -14,7 +14,7 @@ from loadtests.manifest import SCHEMA_VERSION, Manifest, RunFiles
 from loadtests.markdown import render_markdown
 from loadtests.prompts import load_prompts
 from loadtests.record import read_cell_runs, read_records
-from loadtests.rows import HEADERS, cells_of
+from loadtests.rows import TERMINAL_HEADERS, terminal_cells_of
 from loadtests.schedule import plan_cells
 from loadtests.summary import VariantSummary, summarize
 
@@ -96,14 +96,16 @@ def print_table(result: CampaignResult, console: Console) -> None:
         if not rows:
             continue
         title = f"{stage.name}: {stage.kind} {stage.rate_per_s:g} requests/s"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("variant", no_wrap=True)
-        for header in (*columns, *HEADERS):
-            table.add_column(header, justify="right", no_wrap=True)
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        table.add_column("\nvariant", no_wrap=True)
+        for header in (*columns, *TERMINAL_HEADERS):
+            table.add_column(_on_two_lines(header), justify="right", no_wrap=True)
         for row in rows:
             extra = [cells.get(row.variant, "-") for cells in columns.values()]
             style = None if row.is_valid else "yellow"
-            table.add_row(row.variant, *extra, *cells_of(row), style=style)
+            table.add_row(row.variant, *extra, *terminal_cells_of(row), style=style)
         console.print(table)
     for row in result.summaries:
         for reason in row.invalid_reasons:
@@ -113,6 +115,12 @@ def print_table(result: CampaignResult, console: Console) -> None:
             console.print(f"{row.stage} {row.variant}: failed: {failed}", style="red", markup=False)
     console.print(f"{status_line(result)}. Latencies in ms from the planned send time.")
     console.print(f"Report: {result.folder / 'report.md'}", soft_wrap=True)
+
+
+def _on_two_lines(header: str) -> str:
+    """`exact seen` as two lines, `bytes` on the second: columns as narrow as their numbers."""
+    upper, space, lower = header.partition(" ")
+    return f"{upper}\n{lower}" if space else f"\n{upper}"
 
 
 def _as_data(result: CampaignResult) -> dict[str, Any]:

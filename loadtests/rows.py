@@ -32,6 +32,16 @@ def cells_of(row: VariantSummary) -> tuple[str, ...]:
     )
 
 
+TERMINAL_HEADERS = ("TTFT P50", "TTFT P95", "TTFT P99", "E2E P50", "E2E P95", "E2E P99", "tok/s")
+"""What fits in 80 columns beside a variant's name, bytes and quality; the report has the rest."""
+
+
+def terminal_cells_of(row: VariantSummary) -> tuple[str, ...]:
+    """The cells under `TERMINAL_HEADERS`."""
+    _, *latencies, _, tokens_per_s, _ = cells_of(row)
+    return (*latencies, tokens_per_s)
+
+
 def number(value: float | None) -> str:
     """Three significant digits; `-` for none, `∞` for infinite."""
     if value is None:

@@ -68,7 +68,7 @@ class LocalServe:
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C reaches us, and we end it in good order.
             self._process = subprocess.Popen(
-                [_program("serve"), "run", str(self._config)],
+                [_program("serve"), "run", "--address", "local", str(self._config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environ,

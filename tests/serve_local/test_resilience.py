@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from tests.serve_local.client import CHAT, chat, running_requests
+from tests.fakes.serve_client import CHAT, chat, running_requests
 from tests.serve_local.conftest import MODEL
 
 pytestmark = pytest.mark.serve

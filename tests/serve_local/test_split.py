@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from serve_app.routing.split import assign
-from tests.serve_local.client import CHAT, chat, direct_ports, replica_pids, wait_until
+from tests.fakes.serve_client import CHAT, chat, direct_ports, replica_pids, wait_until
 from tests.serve_local.conftest import MODEL, SHARES
 
 pytestmark = pytest.mark.serve
