@@ -131,8 +131,6 @@ class UpstreamConnection(asyncio.Protocol):
         Raises UpstreamUnreachableError when the connection ends without one.
         """
         assert self._transport is not None
-        if self._transport.is_closing():
-            raise UpstreamUnreachableError("the connection closed before any answer")
         self._asked = True
         self._transport.write(request)
         while not self._head_done:

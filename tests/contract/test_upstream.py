@@ -202,6 +202,17 @@ class TestStaleConnections:
             assert server.n_connections == 2
 
     @on_every_loop
+    async def test_taken_in_the_moment_of_its_closing_is_replaced(self):
+        """Between the transport's closing and its `connection_lost` lies a turn of the loop."""
+        async with serving(echo) as (pool, server):
+            connection = await pool.request(GET)
+            await body_of(connection)
+            connection.release()
+            connection.close()
+            assert await exchange(pool) == (200, b"to: " + GET)
+            assert server.n_connections == 2
+
+    @on_every_loop
     async def test_many_stale_connections_cost_one_attempt_each_request(self):
         waiting: list[Peer] = []
 

@@ -76,7 +76,7 @@ class FakeRelay:
         self.asked: list[str] = []
         self.requests: list[tuple[Scope, bytes]] = []
         self.answers: list[FakeAnswer] = []
-        self.probed = asyncio.Event()
+        self.probe_answers: list[FakeAnswer] = []
         self.is_closed = False
 
     async def ask(self, variant: str, scope: Scope, body: bytes) -> Answer:
@@ -90,7 +90,6 @@ class FakeRelay:
         return answer
 
     async def _probe(self, variant: str) -> Answer:
-        self.probed.set()
         await asyncio.sleep(0)
         if variant not in self.cards:
             raise VariantBusyError("no replica")
@@ -99,7 +98,7 @@ class FakeRelay:
             answer = FakeAnswer(json.dumps(asdict(card)).encode())
         else:
             answer = card()
-        self.answers.append(answer)
+        self.probe_answers.append(answer)
         return answer
 
     def close(self) -> None:
@@ -107,7 +106,8 @@ class FakeRelay:
 
     def leftovers(self) -> list[FakeAnswer]:
         """Answers that were neither released nor closed, or both: each is a leaked connection."""
-        return [answer for answer in self.answers if len(answer.ended) != 1]
+        every = [*self.answers, *self.probe_answers]
+        return [answer for answer in every if len(answer.ended) != 1]
 
 
 def busy(reason: str = "it answered 503") -> Callable[[], FakeAnswer]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 
+import msgspec
 import pytest
 
 from serve_app.config.schema import RouterArgs
@@ -428,6 +429,7 @@ class TestOwnAnswers:
         [
             lambda: FakeAnswer(b'{"detail": "Not Found"}', status=404),
             lambda: FakeAnswer(b'{"name": "a"}'),
+            lambda: FakeAnswer(msgspec.json.encode(card_of("a")), status=500),
             lambda: FakeAnswer(b"<html>\xff</html>"),
             lambda: FakeAnswer(b'{"name": "\xff"}'),
             lambda: FakeAnswer(b'{"na', UpstreamTruncatedError("gone")),
@@ -444,6 +446,13 @@ class TestOwnAnswers:
         router.relay.cards["a"] = card_of("a")
         await router.probed()
         assert (await router.ask("GET", "/readyz")()).status == 200
+
+    async def test_a_variant_that_comes_back_to_the_split_is_not_down_from_before(self, router):
+        del router.relay.cards["a"]
+        await router.probed()
+        router.app.set_split(TrafficSplit({"b": 10_000}))
+        router.app.set_split(SPLIT)
+        assert (await router.chat(session_of("a"))()).route == ("a", "sticky")
 
     async def test_a_variant_that_leaves_the_split_is_probed_no_more(self, router):
         await router.probed()
