@@ -15,6 +15,7 @@ from serve_app.engines.engine import ASGIApp, Message, Scope
 from serve_app.serving.http import Headers
 from serve_app.serving.relay import VariantBusyError
 from serve_app.serving.router_app import RouterApp
+from serve_app.serving.upstream import Sink
 from serve_app.serving.variant_server import VariantServer
 from serve_app.telemetry.metrics import ServeMetrics
 
@@ -71,6 +72,11 @@ class HandleAnswer:
         """The next piece, empty at the end."""
         piece: bytes = await anext(self._pieces, b"")
         return piece
+
+    async def hand_on(self, sink: Sink) -> None:
+        """Piece by piece."""
+        while piece := await self.read():
+            await sink(piece)
 
     def release(self) -> None:
         """Nothing is kept."""

@@ -18,8 +18,9 @@ MIN_TOKEN_LENGTH = 16
 
 def internal_token(environ: Mapping[str, str] = os.environ) -> str:
     """The token that the router and its variants share. Raises ConfigError if it is unfit."""
-    if token := environ.get("QUANTILE_INTERNAL_TOKEN", "").strip():
-        return _checked(token, "QUANTILE_INTERNAL_TOKEN")
+    token = environ.get("QUANTILE_INTERNAL_TOKEN")
+    if token is not None:  # set but blank is a secret that went missing, not a wish for none
+        return _checked(token.strip(), "QUANTILE_INTERNAL_TOKEN")
     if file := environ.get("QUANTILE_INTERNAL_TOKEN_FILE"):
         path = Path(file)
         if not path.is_file():

@@ -58,6 +58,12 @@ def check_serve_file(path: Path) -> list[VariantArgs]:
             f"{path}: the split names {', '.join(unserved)}, "
             f"but the file serves {', '.join(served)}"
         )
+    unlisted = [name for name in served if name not in split.variants]
+    if unlisted:
+        raise ConfigError(
+            f"{path} serves {', '.join(unlisted)}, which the split does not list, so nothing "
+            "reaches it: give it a share, or 0 to reach it by its pin alone"
+        )
     for args in variants:
         if args.model != router.model:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """vLLM's own OpenAI server, without its process: its FastAPI application over its `AsyncLLM`.
 
-This package is the only importer of vllm.
+With `vllm_args`, the serving side's only importer of vllm.
 """
 
 import os

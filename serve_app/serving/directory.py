@@ -7,11 +7,13 @@ import msgspec
 
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.serving.http import CARD_PATH, UNREADABLE_JSON
-from serve_app.serving.relay import Relay, VariantBusyError
+from serve_app.serving.relay import Relay, VariantBusyError, VariantDownError
 from serve_app.serving.upstream import UpstreamTruncatedError
 
 _PROBE_SCOPE = {"method": "GET", "path": CARD_PATH, "headers": [], "query_string": b""}
-_PROBE_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
+SILENT_PROBES = 3
+"""Probes in a row without any answer after which a variant counts as down."""
 
 
 class VariantDirectory:
@@ -19,10 +21,13 @@ class VariantDirectory:
     probe: it is then neither ready nor known to be down, and requests are still sent to it.
     """
 
-    def __init__(self, relay: Relay, interval_s: float) -> None:
+    def __init__(
+        self, relay: Relay, interval_s: float, *, timeout_s: float = PROBE_TIMEOUT_S
+    ) -> None:
         self.cards: dict[str, VariantCard] = {}
         self._relay = relay
         self._interval_s = interval_s
+        self._timeout_s = timeout_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, bool] = {}
 
@@ -49,15 +54,21 @@ class VariantDirectory:
         self.follow(())
 
     async def _watch(self, name: str) -> None:
+        silent = 0
         while True:
             try:
-                async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                async with asyncio.timeout(self._timeout_s):
                     self.cards[name] = await self._fetch_card(name)
                 self._ready[name] = True
-            except (VariantBusyError, UpstreamTruncatedError, *UNREADABLE_JSON):
+                silent = 0
+            except (VariantDownError, UpstreamTruncatedError, *UNREADABLE_JSON):
                 self._ready[name] = False
+            except VariantBusyError:
+                pass  # full is not down: overload must not be pushed on to the others
             except TimeoutError:
-                pass  # slow is not down: a busy machine must not move all traffic
+                silent += 1  # nor is slow: a busy machine must not move all traffic
+                if silent >= SILENT_PROBES:
+                    self._ready[name] = False
             await asyncio.sleep(self._interval_s)
 
     async def _fetch_card(self, name: str) -> VariantCard:
@@ -72,5 +83,5 @@ class VariantDirectory:
         status = answer.status
         answer.release()
         if status != 200:
-            raise VariantBusyError(f"its card answered {status}")
+            raise VariantDownError(f"its card answered {status}")
         return msgspec.json.decode(body, type=VariantCard)

@@ -1,7 +1,8 @@
 """Send one request to a variant and pass its answer's bytes on, unparsed."""
 
 import urllib.parse
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import msgspec
 
@@ -16,6 +17,7 @@ from serve_app.serving.http import (
     header,
 )
 from serve_app.serving.upstream import (
+    Sink,
     UpstreamConnection,
     UpstreamPool,
     UpstreamTruncatedError,
@@ -52,6 +54,7 @@ _NOT_PASSED_BACK = _HOP_BY_HOP | {
     REASON_HEADER,
 }
 _BUSY = frozenset({502, 503})
+_FULL = frozenset({408, 429, 503})  # from Serve itself: its back-pressure, or its time limit
 
 
 class Answer(Protocol):
@@ -62,6 +65,9 @@ class Answer(Protocol):
 
     async def read(self) -> bytes:
         """The next bytes of the body, empty at its end. Raises UpstreamTruncatedError."""
+
+    async def hand_on(self, sink: Sink) -> None:
+        """Give all of the body to `sink` as it comes. Raises UpstreamTruncatedError."""
 
     def release(self) -> None:
         """The body has been read."""
@@ -86,6 +92,10 @@ class Relay(Protocol):
 
 class VariantBusyError(Exception):
     """The variant, or the ingress before it, cannot take the request now; another may."""
+
+
+class VariantDownError(VariantBusyError):
+    """There is nothing that could take it: no replica, no application, or a dead engine."""
 
 
 class IngressRelay:
@@ -124,14 +134,16 @@ class IngressRelay:
         try:
             answer = await self._pool.request(request)
         except UpstreamUnreachableError as error:
-            raise VariantBusyError(str(error)) from error
-        if header(answer.headers, VARIANT_HEADER) is None:
-            answer.close()
-            raise VariantBusyError(f"the ingress has no replica for it (status {answer.status})")
-        if answer.status in _BUSY:
-            answer.close()
-            raise VariantBusyError(f"it answered {answer.status}")
-        return answer
+            raise VariantDownError(str(error)) from error
+        is_variants_own = header(answer.headers, VARIANT_HEADER) is not None
+        if is_variants_own and answer.status not in _BUSY:
+            return answer
+        answer.close()
+        if is_variants_own:
+            raise VariantDownError(f"it answered {answer.status}")
+        if answer.status in _FULL:
+            raise VariantBusyError(f"its replicas are full (status {answer.status})")
+        raise VariantDownError(f"the ingress has no replica for it (status {answer.status})")
 
 
 async def pass_on(answer: Answer, send: Send, variant: str, reason: RouteReason) -> bool:
@@ -145,9 +157,12 @@ async def pass_on(answer: Answer, send: Send, variant: str, reason: RouteReason)
     headers.append((VARIANT_HEADER, variant.encode()))
     headers.append((REASON_HEADER, reason.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+
+    def send_piece(piece: bytes) -> Coroutine[Any, Any, None]:
+        return send({"type": "http.response.body", "body": piece, "more_body": True})
+
     try:
-        while chunk := await answer.read():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await answer.hand_on(send_piece)
     except UpstreamTruncatedError:
         if not is_stream:
             raise

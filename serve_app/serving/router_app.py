@@ -1,5 +1,6 @@
 """The router's ASGI application: decide once per request, then pass bytes on."""
 
+import logging
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from serve_app.domain.errors import (
     MalformedRequestError,
     MethodNotAllowedError,
     QuantileError,
+    ServerError,
     UnknownPathError,
     VariantUnavailableError,
 )
@@ -47,6 +49,9 @@ RELAYED_PATHS = frozenset(
 )
 _MODELS = "/v1/models"
 _NO_VARIANT = "none"
+_STARTED = "quantile.answer_started"
+
+logger = logging.getLogger("ray.serve")
 
 
 class RequestHead(msgspec.Struct):
@@ -90,6 +95,12 @@ class RouterApp:
                 return
             except QuantileError as error:
                 await self._refuse(send, error)
+            except Exception:
+                if scope.get(_STARTED):
+                    raise
+                logger.exception("a request could not be routed")
+                error_500 = ServerError("the router failed on this request; its log says why")
+                await self._refuse(send, error_500)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
@@ -126,6 +137,7 @@ class RouterApp:
         )
         variant, reason, answer = await self._first_answer(decision, scope, body)
         self._metrics.answered(variant, reason, answer.status)
+        scope[_STARTED] = True
         try:
             whole = await pass_on(answer, send, variant, reason)
         except UpstreamTruncatedError:

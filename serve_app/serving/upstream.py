@@ -9,10 +9,16 @@ import asyncio
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import httptools
 
 from serve_app.serving.http import Headers
+from serve_app.serving.stepping import Suspended, step
+
+Sink = Callable[[bytes], Coroutine[Any, Any, None]]
+"""Takes a piece of a body; waits when whoever is behind it is slow."""
 
 _HIGH_WATER_BYTES = 256 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -52,6 +58,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._done = False
         self._keep_alive = False
         self._lost = False
+        self._sink: Sink | None = None
+        self._sink_error: Exception | None = None
+        self._suspended: Suspended | None = None
 
     # asyncio's callbacks
 
@@ -78,7 +87,10 @@ class UpstreamConnection(asyncio.Protocol):
         if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._sink is not None and self._chunks and self._waiter is not None:
+            self._step_sink(self._sink)
+        if self._chunks or self._done or self._lost or self._needs_task():
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """An answer without a length ends here if in good order; any other is cut short."""
@@ -144,11 +156,55 @@ class UpstreamConnection(asyncio.Protocol):
         Raises UpstreamTruncatedError when the connection ends before the body does.
         """
         while not self._chunks:
-            if self._done:
+            if self._is_over():
                 return b""
-            if self._lost:
-                raise UpstreamTruncatedError("the connection closed in the middle of the answer")
             await self._wait()
+        return self._take()
+
+    async def hand_on(self, sink: Sink) -> None:
+        """Give all of the body to `sink`, piece by piece as it comes.
+
+        While nothing is left to do the sink is run from the callback that brings the bytes; this
+        task wakes for the end, for a sink that waits, and for errors. Raises what the sink raises,
+        and UpstreamTruncatedError.
+        """
+        self._sink = sink
+        try:
+            while True:
+                if self._sink_error is not None:
+                    raise self._sink_error
+                if self._suspended is not None:
+                    suspended, self._suspended = self._suspended, None
+                    await suspended
+                elif self._chunks:
+                    await sink(self._take())
+                elif self._is_over():
+                    return
+                else:
+                    await self._wait()
+        finally:
+            self._sink = self._sink_error = None
+            if self._suspended is not None:
+                self._suspended.close()
+                self._suspended = None
+
+    def _step_sink(self, sink: Sink) -> None:
+        """Give the sink what came; only while the task waits, so pieces keep their order."""
+        try:
+            self._suspended = step(sink(self._take()))
+        except Exception as error:
+            self._sink_error = error
+
+    def _needs_task(self) -> bool:
+        return self._sink is None or self._suspended is not None or self._sink_error is not None
+
+    def _is_over(self) -> bool:
+        """Whether nothing more will come. Raises UpstreamTruncatedError if more should have."""
+        if self._lost and not self._done:
+            raise UpstreamTruncatedError("the connection closed in the middle of the answer")
+        return self._done
+
+    def _take(self) -> bytes:
         chunks = self._chunks
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()

@@ -10,9 +10,9 @@ import msgspec
 from serve_app.domain.checkpoint import Checkpoint
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import QuantMethod, QuantScheme
+from serve_app.reference.locate import QUANTIZE_JSON
 from serve_app.store.safetensors_header import TensorInfo, read_header
 
-RECORD_FILE = "quantile.json"
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn"}
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")
 _QUANTIZED_DTYPES = frozenset({"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"})
@@ -39,8 +39,9 @@ def inspect_checkpoint(folder: Path, uri: str | None = None) -> Checkpoint:
             scheme = dataclasses.replace(scheme, method=recorded)  # same container, same bits
         else:
             raise CheckpointError(
-                f"{folder / RECORD_FILE} says {recorded}, but the tensors are {scheme.describe()}: "
-                "the record and the weights do not belong together; build the checkpoint again"
+                f"{folder / QUANTIZE_JSON} says {recorded}, but the tensors are "
+                f"{scheme.describe()}: the record and the weights do not belong together; "
+                "build the checkpoint again"
             )
     return Checkpoint(
         uri=uri or str(folder),
@@ -86,7 +87,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 def _recorded_method(folder: Path) -> QuantMethod | None:
     """The method in our own record of how the checkpoint was made, if there is one."""
-    path = folder / RECORD_FILE
+    path = folder / QUANTIZE_JSON
     if not path.is_file():
         return None
     method = _read_json(path, "record").get("method")

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.domain.traffic import RouteReason
-from serve_app.serving.relay import IngressRelay, VariantBusyError, pass_on
+from serve_app.serving.relay import IngressRelay, VariantBusyError, VariantDownError, pass_on
 from tests.fakes.asgi import Exchange
 from tests.fakes.raw_server import Peer, RawServer, answer, chunked
 
@@ -102,7 +102,8 @@ async def test_what_a_client_must_not_say_is_not_passed_on():
     [
         ([answer(b"", MARK, status=b"503 Service Unavailable")], "503"),
         ([answer(b"", MARK, status=b"502 Bad Gateway")], "502"),
-        ([answer(b"no server", status=b"503 Service Unavailable")], "no replica"),
+        ([answer(b"back-pressure", status=b"503 Service Unavailable")], "replicas are full"),
+        ([answer(b"Internal Server Error", status=b"500 Internal Server Error")], "no replica"),
         ([answer(b"Path '/variants/awq' not found", status=b"404 Not Found")], "status 404"),
         ([answer(b"somebody else's")], "no replica"),
         ([b"nonsense\r\n\r\n"], "before any answer"),
@@ -110,8 +111,10 @@ async def test_what_a_client_must_not_say_is_not_passed_on():
 )
 async def test_who_did_not_take_the_request_is_busy(pieces, said):
     async with Ingress(*pieces) as ingress:
-        with pytest.raises(VariantBusyError, match=said):
+        with pytest.raises(VariantBusyError, match=said) as caught:
             await ingress.relay.ask("awq", client_scope(), BODY)
+        # Full is not down: a router that took it so would push the overload on to the others.
+        assert isinstance(caught.value, VariantDownError) == (said != "replicas are full")
 
 
 async def test_nobody_listens():

@@ -10,7 +10,8 @@ from typing import Any
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.engines.engine import Scope
 from serve_app.serving.http import CARD_PATH
-from serve_app.serving.relay import Answer, VariantBusyError
+from serve_app.serving.relay import Answer, VariantBusyError, VariantDownError
+from serve_app.serving.upstream import Sink
 
 
 def card_of(name: str, **changes: Any) -> VariantCard:
@@ -50,6 +51,10 @@ class FakeAnswer:
                 raise piece
             await piece.wait()
         return b""
+
+    async def hand_on(self, sink: Sink) -> None:
+        while piece := await self.read():
+            await sink(piece)
 
     def release(self) -> None:
         assert not self._pieces, "released before it was read to its end"
@@ -92,7 +97,7 @@ class FakeRelay:
     async def _probe(self, variant: str) -> Answer:
         await asyncio.sleep(0)
         if variant not in self.cards:
-            raise VariantBusyError("no replica")
+            raise VariantDownError("no replica")
         card = self.cards[variant]
         if isinstance(card, VariantCard):
             answer = FakeAnswer(json.dumps(asdict(card)).encode())

@@ -342,6 +342,16 @@ class TestRefusals:
         await router.chat(model="x")()
         assert router.metrics.answers == [("none", "rejected", 404)] * 2
 
+    async def test_a_fault_of_our_own_is_openai_shaped_and_tells_nothing(self, router):
+        def fail():
+            raise KeyError("a secret of the router")
+
+        for variant in "abc":
+            router.relay.scripts[variant] = fail
+        exchange = await router.chat()()
+        refused(exchange, 500, "server_error", "its log says why")
+        assert "secret" not in exchange.json["error"]["message"]
+
     async def test_before_there_is_a_split(self):
         router = Router()
         for path in (CHAT, "/readyz", "/v1/models"):

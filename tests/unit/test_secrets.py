@@ -82,3 +82,9 @@ def test_racing_processes_get_one_token(tmp_path):
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"internal-token"}
     for racer in racers:
         racer.stdout.close()
+
+
+def test_a_variable_that_is_set_but_blank_is_a_secret_that_went_missing():
+    for blank in ("", " ", "\n"):
+        with pytest.raises(ConfigError, match="QUANTILE_INTERNAL_TOKEN has 0 characters"):
+            internal_token({"QUANTILE_INTERNAL_TOKEN": blank})
