@@ -12,24 +12,19 @@ from serve_app.serving.variant_router import VariantRouter as _VariantRouter
 from serve_app.serving.variant_server import VariantServer as _VariantServer
 from serve_app.serving.variant_server import preflight_if_local
 
+_OPTIONS = {
+    "health_check_period_s": 2,
+    "health_check_timeout_s": 10,
+    "graceful_shutdown_timeout_s": 30,
+    "ray_actor_options": {"num_cpus": 0},
+}
 # Names of the deployments, as the file's `deployments` sections use them.
-VariantRouter = serve.deployment(
-    name="VariantRouter",
-    max_ongoing_requests=1000,
-    health_check_period_s=2,
-    health_check_timeout_s=10,
-    graceful_shutdown_timeout_s=30,
-    ray_actor_options={"num_cpus": 0},
-)(serve.ingress()(_VariantRouter))
-
-VariantServer = serve.deployment(
-    name="VariantServer",
-    max_ongoing_requests=256,
-    health_check_period_s=2,
-    health_check_timeout_s=10,
-    graceful_shutdown_timeout_s=30,
-    ray_actor_options={"num_cpus": 0},
-)(serve.ingress()(_VariantServer))
+VariantRouter = serve.deployment(name="VariantRouter", max_ongoing_requests=1000, **_OPTIONS)(
+    serve.ingress()(_VariantRouter)
+)
+VariantServer = serve.deployment(name="VariantServer", max_ongoing_requests=256, **_OPTIONS)(
+    serve.ingress()(_VariantServer)
+)
 
 
 def router(args: RouterArgs) -> Application:

@@ -1,6 +1,8 @@
 """Handing a body on piece by piece: in order, at the sink's pace, with the sink's errors."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -54,29 +56,36 @@ class Sink:
             self.ended += 1
 
 
-@on_every_loop
-async def test_pieces_arrive_as_they_come_without_waking_the_task():
-    server, sink = Server(), Sink()
+@asynccontextmanager
+async def handing_on(sink) -> AsyncIterator[tuple[Server, asyncio.Task[None]]]:
+    """A server that does as it is told, and the task that hands its answer on."""
+    server = Server()
     async with serving(server.talk) as (pool, _):
         answer = await pool.request(GET)
         work = asyncio.create_task(answer.hand_on(sink))
+        yield server, work
+        answer.close()
+        server.end()
+
+
+@on_every_loop
+async def test_pieces_arrive_as_they_come_without_waking_the_task():
+    sink = Sink()
+    async with handing_on(sink) as (server, work):
         for word in (b"one", b"two", b"three"):
             server.say(word)
             await moment()
             assert sink.seen[-1] == word
         server.end()
         await work
-        answer.release()
     assert sink.seen == [b"one", b"two", b"three"]
     assert not any(sink.in_a_task)
 
 
 @on_every_loop
 async def test_a_sink_that_waits_gets_the_rest_in_order_when_it_goes_on():
-    server, sink = Server(), Sink()
-    async with serving(server.talk) as (pool, _):
-        answer = await pool.request(GET)
-        work = asyncio.create_task(answer.hand_on(sink))
+    sink = Sink()
+    async with handing_on(sink) as (server, work):
         server.say(b"first ")
         await moment()
         sink.gate.clear()
@@ -90,7 +99,6 @@ async def test_a_sink_that_waits_gets_the_rest_in_order_when_it_goes_on():
         sink.gate.set()
         server.end()
         await work
-        answer.release()
     assert b"".join(sink.seen) == b"first second third fourth"
     assert sink.ended == len(sink.seen)
 
@@ -98,7 +106,6 @@ async def test_a_sink_that_waits_gets_the_rest_in_order_when_it_goes_on():
 @on_every_loop
 @pytest.mark.parametrize("waits_first", [False, True])
 async def test_the_sinks_error_is_raised(waits_first: bool):
-    server = Server()
     gate = asyncio.Event()
     n_pieces = 0
 
@@ -110,41 +117,32 @@ async def test_the_sinks_error_is_raised(waits_first: bool):
                 await gate.wait()
             raise ConnectionError("the client is gone")
 
-    async with serving(server.talk) as (pool, _):
-        answer = await pool.request(GET)
-        work = asyncio.create_task(answer.hand_on(sink))
+    async with handing_on(sink) as (server, work):
         for word in (b"one", b"two"):
             server.say(word)
             await moment()
         gate.set()
         with pytest.raises(ConnectionError, match="the client is gone"):
             await work
-        answer.close()
-        server.end()
 
 
 @on_every_loop
 async def test_a_body_that_is_cut_short_gives_what_came_and_then_an_error():
-    server, sink = Server(), Sink()
-    async with serving(server.talk) as (pool, _):
-        answer = await pool.request(GET)
-        work = asyncio.create_task(answer.hand_on(sink))
+    sink = Sink()
+    async with handing_on(sink) as (server, work):
         for word in (b"one", b"two"):
             server.say(word)
             await moment()
         server.pieces.put_nowait(None)
         with pytest.raises(UpstreamTruncatedError):
             await work
-        answer.close()
     assert sink.seen == [b"one", b"two"]
 
 
 @on_every_loop
 async def test_cancelled_while_the_sink_waits_the_sink_ends_too():
-    server, sink = Server(), Sink()
-    async with serving(server.talk) as (pool, _):
-        answer = await pool.request(GET)
-        work = asyncio.create_task(answer.hand_on(sink))
+    sink = Sink()
+    async with handing_on(sink) as (server, work):
         server.say(b"one")
         await moment()
         sink.gate.clear()
@@ -153,7 +151,5 @@ async def test_cancelled_while_the_sink_waits_the_sink_ends_too():
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        answer.close()
-        server.end()
     assert sink.seen == [b"one"]
     assert sink.ended == 2
