@@ -11,7 +11,7 @@ from serve_app.serving.relay import Relay, VariantBusyError, VariantDownError
 from serve_app.serving.upstream import UpstreamTruncatedError
 
 _PROBE_SCOPE = {"method": "GET", "path": CARD_PATH, "headers": [], "query_string": b""}
-PROBE_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 2.0
 SILENT_PROBES = 3
 """Probes in a row without any answer after which a variant counts as down."""
 

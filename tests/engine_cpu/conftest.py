@@ -24,7 +24,7 @@ def family() -> None:
         pytest.fail(f"{error}; `make test` does it")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serve(family, tmp_path_factory: pytest.TempPathFactory):
     log = tmp_path_factory.mktemp("serve") / "serve.log"
     with LocalServe(CONFIG, log=log, ready_timeout_s=400) as running:

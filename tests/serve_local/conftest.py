@@ -77,9 +77,9 @@ def write_config(path: Path, config: dict) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serve(tmp_path_factory: pytest.TempPathFactory):
-    """Two router replicas and the variants of SCRIPTS; one instance for the whole session."""
+    """Two router replicas and the variants of SCRIPTS; one instance for all tests here."""
     folder = tmp_path_factory.mktemp("serve")
     config = write_config(folder / "serve.yaml", serve_config())
     with LocalServe(config, log=folder / "serve.log", ready_timeout_s=180) as running:

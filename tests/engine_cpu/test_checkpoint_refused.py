@@ -12,8 +12,14 @@ from tests.engine_cpu.conftest import CONFIG
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 PORT = 8101
-# Beside the instance of the other tests: HAProxy's two other ports must differ too.
-ENVIRON = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9111", "RAY_SERVE_HAPROXY_STATS_PORT": "8414"}
+# A second Serve on one machine: else its HAProxy would find the other instance's replicas.
+ENVIRON = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": "9111",
+    "RAY_SERVE_HAPROXY_STATS_PORT": "8414",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "8510",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "31100",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "31200",
+}
 
 
 def config_of_one(tmp_path: Path, **changes) -> Path:
