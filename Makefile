@@ -4,6 +4,9 @@ PROFILE ?= cpu
 VENV := .venv
 QUANTIZE_VENV := .venv-quantize
 PY := $(VENV)/bin/python
+READY := $(VENV)/.ready-$(PROFILE)
+QUANTIZE_READY := $(QUANTIZE_VENV)/.ready-$(PROFILE)
+CONFIG := configs/local$(if $(filter gpu,$(PROFILE)),-gpu).yaml
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Serve's HAProxy ingress: without these everything works, slower.
 export RAY_SERVE_ENABLE_HA_PROXY ?= 1
@@ -18,10 +21,10 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: setup ## build the variants, serve them, ask them, load them, print one table
-	quantile demo
+	quantile demo --config $(CONFIG)
 
-serve: family ## serve configs/local.yaml until Ctrl-C (PROFILE=gpu takes vLLM's GPU build)
-	serve run configs/local.yaml
+serve: family ## serve the variants until Ctrl-C (PROFILE=gpu: vLLM's GPU build, configs/local-gpu.yaml)
+	serve run $(CONFIG)
 
 family: setup ## make the reference model's variants (instant when they exist)
 	quantile reference build
@@ -30,30 +33,30 @@ test: check ## everything: check, unit, Serve with fake engines, real vLLM engin
 	$(MAKE) family
 	$(PY) -m pytest
 
-test-fast: $(VENV)/.ready ## what needs neither Ray nor vLLM: seconds
+test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
 	$(PY) -m pytest tests/unit tests/architecture tests/contract
 
-check: $(VENV)/.ready ## lint, format, types, architecture
+check: $(READY) ## lint, format, types, architecture
 	ruff check .
 	ruff format --check .
 	mypy
 	$(PY) -m pytest -q tests/architecture
 
-format: $(VENV)/.ready ## put the code in order
+format: $(READY) ## put the code in order
 	ruff check --fix .
 	ruff format .
 
-bench-relay: $(VENV)/.ready ## CPU per relayed token, against HAProxy and a DeploymentHandle
+bench-relay: $(READY) ## CPU per relayed token, against HAProxy and a DeploymentHandle
 	$(PY) -m loadtests.relay_bench
 
 clean: ## remove the environments and reports (not the cache of built variants)
 	rm -rf $(VENV) $(QUANTIZE_VENV) reports
 
 .PHONY: setup
-setup: $(VENV)/.ready $(QUANTIZE_VENV)/.ready
+setup: $(READY) $(QUANTIZE_READY)
 
-$(VENV)/.ready: pyproject.toml constraints.txt .ci/make-venv
+$(READY): pyproject.toml constraints.txt .ci/make-venv
 	.ci/make-venv $(VENV) serving $(PROFILE)
 
-$(QUANTIZE_VENV)/.ready: serve_app/quantize/constraints.txt .ci/make-venv
+$(QUANTIZE_READY): serve_app/quantize/constraints.txt .ci/make-venv
 	.ci/make-venv $(QUANTIZE_VENV) quantize $(PROFILE)
