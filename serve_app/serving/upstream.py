@@ -87,7 +87,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
-        if self._sink is not None and self._chunks and self._waiter is not None:
+        if self._sink is not None and self._chunks and self._task_sleeps():
             self._step_sink(self._sink)
         if self._chunks or self._done or self._lost or self._needs_task():
             self._wake()
@@ -189,11 +189,15 @@ class UpstreamConnection(asyncio.Protocol):
                 self._suspended = None
 
     def _step_sink(self, sink: Sink) -> None:
-        """Give the sink what came; only while the task waits, so pieces keep their order."""
+        """Give the sink what came; only while the task sleeps, so pieces keep their order."""
         try:
             self._suspended = step(sink(self._take()))
         except Exception as error:
             self._sink_error = error
+
+    def _task_sleeps(self) -> bool:
+        """A task that has been woken and has not run yet has work that comes first."""
+        return self._waiter is not None and not self._waiter.done()
 
     def _needs_task(self) -> bool:
         return self._sink is None or self._suspended is not None or self._sink_error is not None
@@ -213,11 +217,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         return data
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole answer has come (some of it may still wait to be read)."""
-        return self._done
 
     def release(self) -> None:
         """Give the connection back for the next request, if the server keeps it open."""

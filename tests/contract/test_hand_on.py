@@ -104,6 +104,28 @@ async def test_a_sink_that_waits_gets_the_rest_in_order_when_it_goes_on():
 
 
 @on_every_loop
+async def test_bytes_that_come_before_the_woken_task_runs_wait_for_their_turn():
+    """libuv reads a busy socket many times before it lets any task run."""
+    sink = Sink()
+    server = Server()
+    async with serving(server.talk) as (pool, _):
+        answer = await pool.request(GET)
+        work = asyncio.create_task(answer.hand_on(sink))
+        await moment()
+        sink.gate.clear()
+        for word in (b"one ", b"two ", b"three"):
+            _, framed, _ = chunked(word)
+            answer.data_received(framed)
+        assert sink.ended == 0
+        sink.gate.set()
+        await moment()
+        server.end()
+        await work
+        answer.close()
+    assert b"".join(sink.seen) == b"one two three"
+
+
+@on_every_loop
 @pytest.mark.parametrize("waits_first", [False, True])
 async def test_the_sinks_error_is_raised(waits_first: bool):
     gate = asyncio.Event()
