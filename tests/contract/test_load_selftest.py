@@ -135,7 +135,13 @@ def test_ctrl_c_leaves_a_partial_run_that_can_be_reported(fake_server, tmp_path)
     file.write_text(yaml.safe_dump(raw_campaign(base_url, blocks=20, stage={"duration_s": 1.0})))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "loadtests.cli", "run", str(file), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s and not (out / "cells.jsonl").exists():
         time.sleep(0.05)
