@@ -49,7 +49,7 @@ def run_command(
         if given:
             config = config.with_target(**given)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        folder = out or Path("runs") / f"{campaign.stem}-{stamp}"
+        folder = out or Path("reports") / f"{campaign.stem}-{stamp}"
         result = run_campaign(config, folder, console=console)
     except QuantileError as error:
         raise _failed(error) from error

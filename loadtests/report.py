@@ -82,7 +82,7 @@ def status_line(result: CampaignResult) -> str:
     invalid = sum(not each.is_valid for each in result.summaries)
     partial = f"PARTIAL: {result.n_cells_done} of {result.n_cells} cells"
     if invalid:
-        verdict = f"INVALID: the client shaped {invalid} of {len(result.summaries)} rows"
+        verdict = f"INVALID: {invalid} of {len(result.summaries)} rows, for the reasons given"
     else:
         verdict = "VALID: the client kept its schedule"
     return f"{partial}; {verdict}" if result.is_partial else verdict

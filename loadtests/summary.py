@@ -241,8 +241,10 @@ def _little_gap(run: CellRun, records: Iterable[RequestRecord]) -> float:
 
 
 def _invalid_reasons(campaign: Campaign, summary: VariantSummary) -> Iterable[str]:
-    """Why the client, not the server, made these numbers. Empty if it did not."""
+    """Why these numbers say nothing of the server: mostly what the client did to them."""
     limits = campaign.validity
+    if not summary.n_ok:
+        yield f"none of {summary.n_planned} requests succeeded"
     refused = summary.errors.get(ErrorClass.REFUSED_BY_CLIENT, 0)
     if summary.achieved_per_s < limits.achieved_share * summary.offered_per_s:
         yield (

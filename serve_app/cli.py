@@ -1,5 +1,6 @@
 """`quantile`: one sub-command per job. Heavy packages are imported by the job that needs them."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +69,9 @@ def _mount() -> None:
 def main() -> None:
     """Entry point of the console script: errors of ours are one line, not a traceback."""
     _mount()
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # end what we started, as Ctrl-C does
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except QuantileError as error:

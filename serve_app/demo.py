@@ -59,6 +59,9 @@ def run_demo(config: Path, campaign_file: Path, out: Path | None) -> None:
     console.print(f"Demo took {time.monotonic() - start:.0f} s.")
     if result.is_partial:
         raise InvalidRunError("the campaign did not run to its end; what it measured is kept")
+    failed = [f"{row.variant} {row.n_planned - row.n_ok}" for row in result.summaries if row.errors]
+    if failed:
+        raise EngineError(f"requests failed under this light load: {', '.join(failed)}")
     if not result.is_valid:
         console.print("This machine was too busy to compare variants on; the rest holds.")
 
@@ -88,8 +91,14 @@ def _facts_of_models(client: OpenAI, pins: dict[str, str]) -> dict[str, dict[str
     """Columns from `/v1/models`: what each variant says of itself."""
     cards = {entry.id: entry.to_dict() for entry in client.models.list()}
     return {
-        "bytes": {name: f"{cards[pin]['weight_bytes']:,}" for name, pin in pins.items()},
+        "bytes": {name: _bytes_of(cards[pin]) for name, pin in pins.items()},
     }
+
+
+def _bytes_of(card: dict[str, object]) -> str:
+    """A variant without a share may not have been ready yet: its facts are then missing, not 0."""
+    n_bytes = card["weight_bytes"]
+    return f"{n_bytes:,}" if isinstance(n_bytes, int) else "-"
 
 
 def _judge(base_url: str, pins: dict[str, str], console: Console) -> dict[str, dict[str, str]]:
@@ -121,8 +130,8 @@ def _damage(variants: Sequence[VariantArgs]) -> dict[str, str]:
 def _sample(split: Split) -> list[Fact]:
     """Evenly spread over the categories, the same every time."""
     known = [fact for fact in facts() if fact.split == split]
-    step = max(1, len(known) // N_QUESTIONS)
-    return known[::step][:N_QUESTIONS]
+    n = min(N_QUESTIONS, len(known))
+    return [known[index * len(known) // n] for index in range(n)]
 
 
 def _cell(found: ExactMatch, what: str, console: Console) -> str:

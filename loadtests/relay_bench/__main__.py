@@ -16,9 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from serve_app.serving.local_serve import SERVE_ENV
 
 HAPROXY_PORT = 8099
 SERVE_PORT = 8000
+MAX_TIMES_HAPROXY = 2.5
+MIN_TIMES_BELOW_HANDLE = 3.0
 HAPROXY_CONFIG = """
 global
     nbthread 1
@@ -106,10 +111,12 @@ def run_round(way: Way, args: argparse.Namespace, token: str) -> tuple[float, fl
     return used_s / expected * 1e6, p50(seen["ttfts_s"]) * 1e3, p50(seen["e2es_s"]) * 1e3
 
 
-def report(rows: dict[str, list[tuple[float, float, float]]], yardstick: str) -> dict[str, object]:
+def report(
+    rows: dict[str, list[tuple[float, float, float]]], yardstick: str
+) -> dict[str, dict[str, Any]]:
     """Print the table; returns it as plain data. Spread is the range over the rounds."""
     base = statistics.median(cost for cost, _, _ in rows[yardstick])
-    result: dict[str, object] = {}
+    result: dict[str, dict[str, Any]] = {}
     print(
         f"\n{'way':<34}{'CPU us/token':>24}{'x HAProxy':>11}{'TTFT P50 ms':>13}{'E2E P50 ms':>12}"
     )
@@ -138,8 +145,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--json", type=Path, help="also write the table here")
     args = parser.parse_args()
-    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    for name, value in SERVE_ENV.items():
+        os.environ.setdefault(name, value)
 
     import ray
     from ray import serve
@@ -170,7 +177,19 @@ def main() -> None:
         args.json.write_text(
             json.dumps({"args": vars(args) | {"json": None}, "ways": table}, indent=2)
         )
+    _check_budget(table, [way.name for way in ways])
     ray.shutdown()  # not serve.shutdown(): it would drain idle replicas for 30 s
+
+
+def _check_budget(table: dict[str, dict[str, Any]], names: list[str]) -> None:
+    """Exit status 1 if the router costs more than it may."""
+    haproxy, relay, handle = (table[name]["cpu_us_per_token"] for name in names)
+    if relay > MAX_TIMES_HAPROXY * haproxy or relay * MIN_TIMES_BELOW_HANDLE > handle:
+        raise SystemExit(
+            f"over budget: the router may cost {MAX_TIMES_HAPROXY} times HAProxy's pass and must "
+            f"be {MIN_TIMES_BELOW_HANDLE} times below the handle; has {relay / haproxy:.1f} and "
+            f"{handle / relay:.1f}"
+        )
 
 
 def _measure(

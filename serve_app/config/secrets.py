@@ -21,7 +21,8 @@ def internal_token(environ: Mapping[str, str] = os.environ) -> str:
     token = environ.get("QUANTILE_INTERNAL_TOKEN")
     if token is not None:  # set but blank is a secret that went missing, not a wish for none
         return _checked(token.strip(), "QUANTILE_INTERNAL_TOKEN")
-    if file := environ.get("QUANTILE_INTERNAL_TOKEN_FILE"):
+    file = environ.get("QUANTILE_INTERNAL_TOKEN_FILE")
+    if file is not None:
         path = Path(file)
         if not path.is_file():
             raise ConfigError(f"QUANTILE_INTERNAL_TOKEN_FILE names {file}, which is not a file")

@@ -20,7 +20,7 @@ class RouteReason(StrEnum):
     FALLBACK = "fallback"
     """The chosen variant could not take the request; the next in the declared order did."""
     REJECTED = "rejected"
-    """No variant was asked: the request itself, or the lack of any variant, was the reason."""
+    """No variant served it: the request itself was at fault, or none could take it."""
     LOCAL = "local"
     """The router answered from its own knowledge (`/v1/models`, `/readyz`, ...)."""
 

@@ -5,7 +5,6 @@ BP_TOTAL = 10_000
 
 KIB = 1 << 10
 MIB = 1 << 20
-GIB = 1 << 30
 
 
 def format_bytes(n_bytes: int) -> str:

@@ -44,7 +44,7 @@ class Engine(Protocol):
         """False once the engine can serve nothing any more; cheap enough to ask per request."""
 
     async def check_health(self) -> None:
-        """Raise EngineError if the engine is dead or stuck."""
+        """Raise EngineError if the engine is dead."""
 
     async def shutdown(self) -> None:
         """Stop the engine and every process of it; safe to call twice."""

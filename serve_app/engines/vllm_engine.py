@@ -5,27 +5,41 @@ With `vllm_args`, the serving side's only importer of vllm.
 
 import os
 from contextlib import AsyncExitStack
+from importlib.metadata import PackageNotFoundError, distribution
+from types import SimpleNamespace
 from typing import Any
 
-from serve_app.domain.errors import ConfigError, EngineError
+from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineSpec
 
 
 def prepare_environment(threads: int | None) -> None:
     """Set what vLLM reads from the environment, before it is imported; the user's values win.
 
-    On CPU: one engine process instead of two (the executor runs inside the engine core, so nothing
-    spins between them: `serve_app/decisions/0004-cpu-engine.md`), 4-bit checkpoints computed as
-    4-bit weights with 16-bit activations and not silently with 8-bit ones, and
-    `VLLM_CPU_KVCACHE_SPACE` gone, since it would override the planned cache size.
+    Two of the user's go: `VLLM_API_KEY`, since the router checks keys and vLLM would refuse all
+    that it relays, and `VLLM_CPU_KVCACHE_SPACE`, since it overrides the planned cache size.
+
+    With vLLM's CPU build: one engine process instead of two (the executor runs inside the engine
+    core, so nothing spins between them: `serve_app/decisions/0004-cpu-engine.md`), and 4-bit
+    checkpoints computed as 4-bit weights with 16-bit activations, not silently with 8-bit ones.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_INT4_W4A8", "0")
+    os.environ.pop("VLLM_API_KEY", None)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    if _is_cpu_build():
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_INT4_W4A8", "0")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _is_cpu_build() -> bool:
+    try:
+        distribution("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 class VllmEngine:
@@ -77,8 +91,7 @@ async def start(spec: EngineSpec) -> VllmEngine:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
-    except ConfigError:
-        raise
+        app.state.server = SimpleNamespace(should_exit=False)  # vLLM's error handlers look at it
     except Exception as error:
         await stack.aclose()
         raise EngineError(

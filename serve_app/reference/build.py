@@ -3,9 +3,10 @@
     <cache>/models/<variant>-<digest12>/   weights, quantile.json, reference.npz, gate.json
     <cache>/reference/<variant>            link to the folder that passed the gate
 
-The digest covers the base checkpoint, the recipe, the corpus it calibrates on and the quantizers'
-versions, so a folder that exists is never stale. Folders appear by rename: one that is there is
-whole. Importing this loads neither torch nor an engine; a build with nothing to do is instant.
+The digest covers the base checkpoint, the recipe, the corpus it calibrates on, the quantizers'
+versions and our job's code, so a folder that exists is never stale. Folders appear by rename: one
+that is there is whole. Importing this loads neither torch nor an engine; a build with nothing to do
+is instant.
 """
 
 import fcntl
@@ -32,6 +33,8 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 GATE_JSON = "gate.json"
 _UNFINISHED = ".making-"
+_PACKAGE = Path(__file__).parents[1]
+_JOB_CODE = ("quantize/job.py", "reference/logprobs.py")
 _BASE_FILES = (
     "model.safetensors",
     "config.json",
@@ -73,6 +76,7 @@ def build(
     differs from its reference by more than its recipe tolerates; the others are linked before.
     """
     base_digest = _files_digest(base)
+    faults: list[str] = []
     with _lock(report):
         models = cache_dir() / "models"
         models.mkdir(parents=True, exist_ok=True)
@@ -83,22 +87,33 @@ def build(
             folder = folders[recipe.name]
             if force or not (folder / QUANTIZE_JSON).is_file():
                 report(recipe.name, "quantizing")
-                _make(recipe, base, folder, quantize)
-        results = _gate_missing(recipes, folders, gate, report)
+                try:
+                    _make(recipe, base, folder, quantize)
+                except BuildError as error:
+                    faults.append(f"{recipe.name}: {error}")
+                    report(recipe.name, "failed")
+        made = [r for r in recipes if (folders[r.name] / QUANTIZE_JSON).is_file()]
+        results = _gate_missing(made, folders, gate, report, faults)
         built = []
         for name, result in results.items():
             _link(name, folders[name], result.passed)
             if result.passed:
                 weights_bytes = (folders[name] / "model.safetensors").stat().st_size
                 built.append(Built(name, folders[name], weights_bytes, result))
-    _raise_failures(results, folders)
+    _raise_failures(results, folders, faults)
     return built
 
 
 def variant_digest(base_digest: str, recipe: Recipe) -> str:
     """Twelve hex digits that change with anything that decides the weights."""
-    key = [base_digest, recipe.digest(), corpus_digest(), pinned_versions()]
+    key = [base_digest, recipe.digest(), corpus_digest(), pinned_versions(), _job_digest()]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _job_digest() -> str:
+    """The code that makes a variant and its reference: a mended fault must not leave old ones."""
+    code = b"".join((_PACKAGE / name).read_bytes() for name in _JOB_CODE)
+    return hashlib.sha256(code).hexdigest()
 
 
 def stored_gate(recipe: Recipe, folder: Path) -> GateResult | None:
@@ -131,9 +146,17 @@ def _make(recipe: Recipe, base: Path, folder: Path, quantize: Quantize) -> None:
 
 
 def _gate_missing(
-    recipes: Sequence[Recipe], folders: dict[str, Path], gate: Gate, report: Report
+    recipes: Sequence[Recipe],
+    folders: dict[str, Path],
+    gate: Gate,
+    report: Report,
+    faults: list[str],
 ) -> dict[str, GateResult]:
-    """Results of all; the engine runs only for those without a stored pass."""
+    """Results of all that could be judged; the engine runs only for those without a stored pass.
+
+    One process judges all. If a variant ends it, the rest are judged one by one, so that one bad
+    variant costs nobody else; what could not be judged is told in `faults`.
+    """
     results: dict[str, GateResult] = {}
     ungated: dict[str, tuple[Recipe, Path]] = {}
     for recipe in recipes:
@@ -153,9 +176,18 @@ def _gate_missing(
         results[name] = result
         report(name, "built" if result.passed else "failed")
 
-    if ungated:
-        gate(ungated, judged)
-    return {recipe.name: results[recipe.name] for recipe in recipes}
+    batches = [ungated] if ungated else []
+    for batch in batches:
+        try:
+            gate(batch, judged)
+        except BuildError as error:
+            if len(batch) > 1:
+                batches += [{name: batch[name]} for name in batch if name not in results]
+                continue
+            (name,) = batch
+            faults.append(f"{name}: {error}")
+            report(name, "failed")
+    return {recipe.name: results[recipe.name] for recipe in recipes if recipe.name in results}
 
 
 def _link(name: str, folder: Path, passed: bool) -> None:
@@ -172,7 +204,14 @@ def _link(name: str, folder: Path, passed: bool) -> None:
         link.unlink()
 
 
-def _raise_failures(results: dict[str, GateResult], folders: dict[str, Path]) -> None:
+def _raise_failures(
+    results: dict[str, GateResult], folders: dict[str, Path], faults: Sequence[str]
+) -> None:
+    if faults:
+        raise BuildError(
+            "not every variant could be made and checked; the others are linked:\n  "
+            + "\n  ".join(faults)
+        )
     failed = {name: result for name, result in results.items() if not result.passed}
     if failed:
         lines = [

@@ -63,8 +63,9 @@ class VariantDirectory:
                 silent = 0
             except (VariantDownError, UpstreamTruncatedError, *UNREADABLE_JSON):
                 self._ready[name] = False
+                silent = 0
             except VariantBusyError:
-                pass  # full is not down: overload must not be pushed on to the others
+                silent = 0  # full is not down: overload must not be pushed on to the others
             except TimeoutError:
                 silent += 1  # nor is slow: a busy machine must not move all traffic
                 if silent >= SILENT_PROBES:

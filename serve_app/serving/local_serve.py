@@ -1,5 +1,6 @@
 """Run a Serve config file on this machine for a while: `serve run`, waited for, ended cleanly."""
 
+import http.client
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from serve_app.config.serve_file import load_serve_file
-from serve_app.domain.errors import EngineError
+from serve_app.domain.errors import ConfigError, EngineError
 
 
 def _program(name: str) -> str:
@@ -50,6 +51,8 @@ class LocalServe:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         http_options = load_serve_file(config).get("http_options") or {}
+        if not isinstance(http_options, dict):
+            raise ConfigError(f"{config}: http_options must be a mapping, have {http_options!r}")
         self.base_url = f"http://127.0.0.1:{http_options.get('port', 8000)}"
         self._config = config
         self._log = log
@@ -100,7 +103,9 @@ class LocalServe:
     def dashboard_url(self) -> str:
         """Where this instance takes `serve deploy` and `serve status`."""
         found = re.search(r"dashboard at \S*?(http://[\d.]+:\d+)", self._log.read_text("utf-8"))
-        return found.group(1) if found else "http://127.0.0.1:8265"
+        if not found:
+            raise EngineError(f"Ray has not said where its dashboard is; see {self._log}")
+        return found.group(1)
 
     def deploy(self, config: Path) -> None:
         """`serve deploy CONFIG` into the running instance; returns when it is accepted."""
@@ -136,7 +141,10 @@ class LocalServe:
             time.sleep(0.3)
 
     def _raise_if_failed(self) -> None:
-        status = self._serve("status")
+        try:
+            status = self._serve("status")
+        except EngineError:
+            return  # the dashboard is not up yet: nothing is known
         if "DEPLOY_FAILED" in status:
             raise EngineError(f"an application failed to deploy; see {self._log}:\n{status}")
 
@@ -161,5 +169,5 @@ def _status_of(url: str) -> int | None:
             return status
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None

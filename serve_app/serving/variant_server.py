@@ -5,7 +5,6 @@ from pathlib import Path
 from serve_app.config.schema import VariantArgs
 from serve_app.config.secrets import internal_token
 from serve_app.domain.checkpoint import Checkpoint, VariantCard
-from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import NOMINAL_BITS, QuantScheme
 from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
 from serve_app.reference.locate import SCHEME, resolve
@@ -34,12 +33,8 @@ def preflight_if_local(args: VariantArgs) -> None:
 
     In a cluster the application may be built on a node without it; the replica checks again.
     """
-    try:
-        resolve(args.checkpoint)
-    except CheckpointError:
-        if args.checkpoint.startswith(SCHEME) and args.engine.kind != "fake":
-            raise
-    else:
+    is_here = args.checkpoint.startswith(SCHEME) or Path(args.checkpoint).exists()
+    if args.engine.kind != "fake" and is_here:
         preflight(args)
 
 

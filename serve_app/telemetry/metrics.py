@@ -1,4 +1,4 @@
-"""What the router counts, and two ways to count it: not at all, or through Ray Serve's metrics."""
+"""What the router counts, and how: through Ray Serve's metrics."""
 
 from typing import Any, Protocol
 
@@ -16,19 +16,6 @@ class RouterMetrics(Protocol):
 
     def broke_off(self, variant: str) -> None:
         """An answer ended before its end."""
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def answered(self, variant: str, reason: str, status: int) -> None:
-        """Nothing."""
-
-    def fell_back(self, variant: str) -> None:
-        """Nothing."""
-
-    def broke_off(self, variant: str) -> None:
-        """Nothing."""
 
 
 class ServeMetrics:

@@ -14,7 +14,7 @@ class MetricName:
 
 ROUTER_REQUESTS = MetricName(
     "quantile_router_requests_total",
-    "Requests that the router answered, by the variant that served them and why it did.",
+    "Requests relayed or refused, by the variant that served them and why it did.",
     ("variant", "reason", "status"),
 )
 ROUTER_FALLBACKS = MetricName(

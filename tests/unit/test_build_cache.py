@@ -272,3 +272,24 @@ def test_a_damaged_reference_is_named(tmp_path):
     path.write_bytes(b"PK not really")
     with pytest.raises(CheckpointError, match="--force"):
         load_reference(path)
+
+
+def test_a_variant_that_cannot_be_made_costs_the_others_nothing(quantizer, gate):
+    quantizer.fail_on = {"gptq": BuildError("the job ran out of memory")}
+    with pytest.raises(BuildError, match="gptq: the job ran out of memory"):
+        build([GPTQ, AWQ], quantizer, gate)
+    assert gate.judged == ["awq"]
+    assert resolve("reference://awq").is_dir()
+    with pytest.raises(CheckpointError):
+        resolve("reference://gptq")
+
+
+def test_a_variant_that_ends_the_engine_costs_the_others_nothing(quantizer, gate):
+    """Engines judge one after the other in one process; an abort takes the rest with it."""
+    gate.fail_on = {"gptq"}
+    with pytest.raises(BuildError, match="gptq: the engine died on gptq"):
+        build([GPTQ, AWQ], quantizer, gate)
+    assert gate.judged == ["awq"]
+    assert resolve("reference://awq").is_dir()
+    with pytest.raises(CheckpointError):
+        resolve("reference://gptq")

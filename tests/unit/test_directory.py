@@ -1,6 +1,7 @@
 """What a probe's outcome means: ready, down, or nothing new."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -68,3 +69,12 @@ async def test_an_answer_between_silences_starts_the_count_anew(relay, directory
         relay.cards["a"] = card_of("a")
         await asyncio.sleep(TIMEOUT_S * 2)
         assert directory.known_down() == set()
+
+
+async def test_full_between_silences_starts_the_count_anew(relay, directory):
+    outcomes = itertools.cycle(
+        [lambda: FakeAnswer(asyncio.Event()), raising(VariantBusyError("full"))]
+    )
+    relay.cards["a"] = lambda: next(outcomes)()
+    await asyncio.sleep(TIMEOUT_S * 12)
+    assert directory.known_down() == set()

@@ -148,6 +148,7 @@ def test_failures_and_missing_records_are_infinite_and_out_of_the_slo():
             {},
             "20 refused at in_flight_cap 128",
         ),
+        (lambda i: failed(i, ErrorClass.HTTP_5XX), {}, "none of 20 requests succeeded"),
     ],
 )
 def test_a_client_in_the_way_makes_the_row_invalid(make, changes, reason):
