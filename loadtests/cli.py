@@ -24,8 +24,8 @@ app = typer.Typer(
         "Examples:\n\n"
         "`quantile load run configs/campaigns/smoke.yaml`\n\n"
         "`quantile load run configs/campaigns/compare.yaml --base-url http://10.0.0.5:8000 "
-        "--out runs/monday`\n\n"
-        "`quantile load report runs/monday`\n\n"
+        "--out reports/monday`\n\n"
+        "`quantile load report reports/monday`\n\n"
         "With Locust's own UI: `locust -f loadtests/locustfile.py --host http://127.0.0.1:8000`"
     ),
 )
@@ -37,7 +37,7 @@ def run_command(
     base_url: Annotated[str | None, typer.Option(help="Replaces target.base_url.")] = None,
     model: Annotated[str | None, typer.Option(help="Replaces target.model.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="New folder for the run; runs/<campaign>-<time> if left out")
+        Path | None, typer.Option(help="Folder of the run, new; else reports/<campaign>-<time>")
     ] = None,
 ) -> None:
     """Run a campaign. Exit status: 0 valid, 1 invalid or partial, 2 wrong input."""

@@ -18,8 +18,8 @@ import httptools
 from loadtests.record import ErrorClass
 from loadtests.sse import Piece
 from serve_app.domain.errors import ConfigError
+from serve_app.domain.units import NS_PER_S
 
-NS_PER_S = 1_000_000_000
 RECV_BYTES = 65_536
 _MAX_CONNECT_S = 10.0
 

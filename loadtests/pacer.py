@@ -27,14 +27,14 @@ from loadtests.manifest import RunFiles
 from loadtests.outcome import Arrival
 from loadtests.prompts import chat_body, load_prompts
 from loadtests.record import CellRun, ErrorClass, JsonlWriter, Progress, RequestRecord
-from loadtests.schedule import NS_PER_S, Cell, plan_cells
+from loadtests.schedule import Cell, plan_cells
+from serve_app.domain.units import NS_PER_MS, NS_PER_S
 
 LEAD_NS = 20_000_000
 """Time between the start of a cell's clock and its first arrival, for the first greenlets."""
 DRAIN_GRACE_S = 5.0
 PROGRESS_S = 0.2
 STOPPED_EXIT = 3
-NS_PER_MS = 1_000_000
 CHAT_PATH = "/v1/chat/completions"
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loadtests.campaign import Campaign, LoadStage
+from serve_app.domain.units import NS_PER_S
 
-NS_PER_S = 1_000_000_000
 Phase = Literal["warmup", "measured", "cooldown"]
 
 

@@ -23,11 +23,11 @@ import msgspec
 
 from loadtests.campaign import Campaign, Slo
 from loadtests.record import CellRun, ErrorClass, RequestRecord
-from loadtests.schedule import NS_PER_S, Cell
+from loadtests.schedule import Cell
 from loadtests.stats import Quantile, quantile
+from serve_app.domain.units import NS_PER_MS, NS_PER_S
 
 PERCENTILES = (0.50, 0.95, 0.99, 0.999)
-NS_PER_MS = 1_000_000
 Metric = Callable[[RequestRecord], float | None]
 
 

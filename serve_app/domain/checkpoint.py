@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from serve_app.domain.errors import CheckpointError
-from serve_app.domain.quant import QuantMethod, QuantScheme
+from serve_app.domain.quant import QuantMethod, QuantScheme, stored_alike
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Checkpoint:
         found = self.scheme.method
         if declared is found:
             return
-        could_be = {QuantMethod.GPTQ, QuantMethod.AWQ}
-        if not self.recorded and {declared, found} <= could_be:
+        if not self.recorded and stored_alike(declared, found):
             return
         raise CheckpointError(
             f"declares {declared}, but the checkpoint is {self.describe()}: {self.uri}. "

@@ -17,6 +17,11 @@ class QuantMethod(StrEnum):
     MIXED = "mixed"
 
 
+def stored_alike(one: QuantMethod, other: QuantMethod) -> bool:
+    """Whether compressed-tensors stores both alike, so that only a record tells which it was."""
+    return {one, other} <= {QuantMethod.GPTQ, QuantMethod.AWQ}
+
+
 NOMINAL_BITS = {
     QuantMethod.UNQUANTIZED: 16,
     QuantMethod.INT8_W8A8: 8,

@@ -3,6 +3,9 @@
 BP_TOTAL = 10_000
 """Basis points in a whole: shares are integers that sum to this."""
 
+NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+
 KIB = 1 << 10
 MIB = 1 << 20
 

@@ -87,7 +87,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
-        if self._sink is not None and self._chunks and self._task_sleeps():
+        if self._sink is not None and self._chunks and self._sleeper() is not None:
             self._step_sink(self._sink)
         if self._chunks or self._done or self._lost or self._needs_task():
             self._wake()
@@ -195,9 +195,9 @@ class UpstreamConnection(asyncio.Protocol):
         except Exception as error:
             self._sink_error = error
 
-    def _task_sleeps(self) -> bool:
-        """A task that has been woken and has not run yet has work that comes first."""
-        return self._waiter is not None and not self._waiter.done()
+    def _sleeper(self) -> asyncio.Future[None] | None:
+        """What the task sleeps on; None if it runs, or is woken and has work that comes first."""
+        return None if self._waiter is None or self._waiter.done() else self._waiter
 
     def _needs_task(self) -> bool:
         return self._sink is None or self._suspended is not None or self._sink_error is not None
@@ -259,8 +259,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        sleeper = self._sleeper()
+        if sleeper is not None:
+            sleeper.set_result(None)
 
 
 class UpstreamPool:

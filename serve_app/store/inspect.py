@@ -9,7 +9,7 @@ import msgspec
 
 from serve_app.domain.checkpoint import Checkpoint
 from serve_app.domain.errors import CheckpointError
-from serve_app.domain.quant import QuantMethod, QuantScheme
+from serve_app.domain.quant import QuantMethod, QuantScheme, stored_alike
 from serve_app.reference.locate import QUANTIZE_JSON
 from serve_app.store.safetensors_header import TensorInfo, read_header
 
@@ -34,8 +34,7 @@ def inspect_checkpoint(folder: Path, uri: str | None = None) -> Checkpoint:
     recorded = _recorded_method(folder)
     plain_from_container = scheme.container != "compressed-tensors"
     if recorded is not None and recorded is not scheme.method:
-        could_be = {QuantMethod.GPTQ, QuantMethod.AWQ}
-        if not plain_from_container and {recorded, scheme.method} <= could_be:
+        if not plain_from_container and stored_alike(recorded, scheme.method):
             scheme = dataclasses.replace(scheme, method=recorded)  # same container, same bits
         else:
             raise CheckpointError(

@@ -11,9 +11,10 @@ from loadtests.client import Exchange
 from loadtests.outcome import Arrival
 from loadtests.record import CellRun, ErrorClass, JsonlWriter, RequestRecord, read_records
 from loadtests.rows import cells_of, number, with_interval
-from loadtests.schedule import NS_PER_S, PlannedRequest, plan_cells
+from loadtests.schedule import PlannedRequest, plan_cells
 from loadtests.stats import Quantile
 from loadtests.summary import METRICS, meets, summarize
+from serve_app.domain.units import NS_PER_S
 
 MS = 1_000_000
 CAMPAIGN = parse_campaign(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from loadtests.campaign import parse_campaign
-from loadtests.schedule import NS_PER_S, arrival_offsets, plan_cells
+from loadtests.schedule import arrival_offsets, plan_cells
+from serve_app.domain.units import NS_PER_S
 
 
 def campaign(**changes: object):
