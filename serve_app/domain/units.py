@@ -8,6 +8,7 @@ NS_PER_MS = 1_000_000
 
 KIB = 1 << 10
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 def format_bytes(n_bytes: int) -> str:

@@ -10,8 +10,9 @@ import msgspec
 from serve_app.domain.checkpoint import Checkpoint
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import QuantMethod, QuantScheme, stored_alike
+from serve_app.domain.tensors import TensorInfo
 from serve_app.reference.locate import QUANTIZE_JSON
-from serve_app.store.safetensors_header import TensorInfo, read_header
+from serve_app.store.safetensors_header import read_header
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn"}
 _PACKED_SUFFIXES = (".qweight", ".weight_packed")

@@ -5,24 +5,15 @@ data_offsets}. Source: github.com/huggingface/safetensors, README.
 """
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from serve_app.domain.errors import CheckpointError
+from serve_app.domain.tensors import TensorInfo
 from serve_app.domain.units import MIB
 
 _MAX_HEADER_BYTES = 100 * MIB  # the format's own limit
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor: its dtype as the format names it (`BF16`, `I32`), its shape and its bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    n_bytes: int
 
 
 class _Entry(msgspec.Struct):
