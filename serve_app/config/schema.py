@@ -44,6 +44,7 @@ class EngineSettings(StrictModel):
     kv_cache_memory_bytes: PositiveInt | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     max_cudagraph_capture_size: NonNegativeInt | None = None
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = None
     tensor_parallel_size: PositiveInt = 1
     enforce_eager: bool = False
     threads: PositiveInt | None = None
@@ -62,6 +63,25 @@ class EngineSettings(StrictModel):
         return self
 
 
+class GpuSettings(StrictModel):
+    """Which GPU one replica runs on, and how much of it: `quantile plan` computes the share."""
+
+    type: str
+    """A name of the catalogue, `configs/gpus.yaml`."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each GPU that Ray sets aside (its `num_gpus`), in steps of 0.0001."""
+    concurrency: Annotated[float, Field(ge=1)] | None = None
+    """Requests of `max_model_len` tokens that the KV cache must hold at once."""
+
+    @model_validator(mode="after")
+    def _in_rays_grain(self) -> Self:
+        if self.fraction is not None and round(self.fraction, 4) != self.fraction:
+            raise ValueError(
+                f"`fraction` has steps of 0.0001, as Ray's num_gpus; have {self.fraction!r}"
+            )
+        return self
+
+
 class VariantArgs(StrictModel):
     """Arguments of `serve_app.app:variant`: one quantization variant, one application."""
 
@@ -74,6 +94,18 @@ class VariantArgs(StrictModel):
     method: QuantMethod
     """What the checkpoint is declared to be; refused at start if it is anything else."""
     engine: EngineSettings = EngineSettings()
+    gpu: GpuSettings | None = None
+    """None: no GPU is set aside (CPU engines), or the file's `ray_actor_options` say how much."""
+
+    @model_validator(mode="after")
+    def _whole_gpus_for_tensor_parallel(self) -> Self:
+        ranks = self.engine.tensor_parallel_size
+        if self.gpu and ranks > 1 and self.gpu.fraction not in (None, 1.0):
+            raise ValueError(
+                f"tensor_parallel_size {ranks} takes whole GPUs: set gpu.fraction to 1.0, "
+                f"have {self.gpu.fraction}"
+            )
+        return self
 
 
 class RouterArgs(StrictModel):

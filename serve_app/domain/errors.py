@@ -4,6 +4,7 @@
     ├── CallerError                 the caller can fix it; HTTP 4xx, exit code 2
     │   ├── ConfigError             a configuration file or argument is wrong
     │   ├── CheckpointError         a checkpoint is not what it was declared to be
+    │   ├── PlanError               the variants do not fit the GPUs; exit code 1
     │   ├── MalformedRequestError   400
     │   ├── UnknownModelError       404
     │   ├── UnknownPathError        404
@@ -46,6 +47,13 @@ class CheckpointError(CallerError):
     """A checkpoint is missing, damaged, or of another format than declared."""
 
     code = "invalid_checkpoint"
+
+
+class PlanError(CallerError):
+    """What the configuration asks for does not fit the GPUs, or cannot run on them."""
+
+    code = "does_not_fit"
+    exit_code = 1
 
 
 class MalformedRequestError(CallerError):
