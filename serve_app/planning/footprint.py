@@ -1,0 +1,144 @@
+"""What one engine takes on its GPU, part by part, before it starts."""
+
+from dataclasses import dataclass
+
+from serve_app.domain.gpu import GpuProfile
+from serve_app.domain.units import GIB, MIB
+from serve_app.planning.activation import activation_bytes, graph_bytes
+from serve_app.planning.facts import CheckpointFacts, Source
+from serve_app.planning.kv import CacheLayout, kv_bytes_per_request, kv_bytes_per_token
+from serve_app.planning.weights import (
+    MACHETE_CAPABILITY,
+    rank_bytes,
+    unpacked_zero_points_bytes,
+)
+
+CONTEXT_BYTES = GIB // 2
+"""CUDA context, modules and cuBLAS workspaces of one engine process."""
+NCCL_BYTES = GIB // 2
+"""Communication buffers of one rank under tensor parallelism."""
+MARGIN_SHARE = 0.02
+MIN_MARGIN_BYTES = 512 * MIB
+HOST_CONTEXT_BYTES = 2 * GIB
+"""What the processes of a CPU engine take beside weights and KV cache."""
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """The engine settings that memory follows from.
+
+    `max_cudagraph_capture_size` of 0 stands for eager execution.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_cudagraph_capture_size: int
+    kv_dtype_bytes: int = 2
+    activation_dtype_bytes: int = 2
+    block_size: int = 16
+    tensor_parallel_size: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes, and how they are known."""
+
+    bytes: int
+    source: Source
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes per GPU of one engine: fixed parts, and what each token and request adds.
+
+    `kv_bytes_per_request` is one request of `max_model_len` tokens in whole blocks.
+    """
+
+    weights: Part
+    activation: Part
+    cuda_graphs: Part
+    context: Part
+    margin: Part
+    kv_bytes_per_token: int
+    kv_bytes_per_request: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Everything but the KV cache."""
+        parts = (self.weights, self.activation, self.cuda_graphs, self.context, self.margin)
+        return sum(part.bytes for part in parts)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Bytes per GPU measured for one variant, GPU type and vLLM version; None where not measured."""
+
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    cuda_graphs_bytes: int | None = None
+    context_bytes: int | None = None
+
+
+def footprint(
+    facts: CheckpointFacts,
+    sizes: EngineSizes,
+    gpu: GpuProfile,
+    calibration: Calibration | None = None,
+) -> Footprint:
+    """The footprint of an engine on this GPU type; measured values replace estimates."""
+    measured = calibration or Calibration()
+    ranks, dtype_bytes = sizes.tensor_parallel_size, sizes.activation_dtype_bytes
+    weights = rank_bytes(facts.shape, facts.weights, ranks)
+    if gpu.compute_capability == MACHETE_CAPABILITY:
+        weights += unpacked_zero_points_bytes(facts.shape, facts.scheme, dtype_bytes) // ranks
+    activation = activation_bytes(
+        facts.shape, sizes.max_num_batched_tokens, sizes.max_num_seqs, dtype_bytes, ranks
+    )
+    graphs = graph_bytes(
+        facts.shape, sizes.max_cudagraph_capture_size, sizes.max_num_batched_tokens
+    )
+    context = CONTEXT_BYTES + (NCCL_BYTES if ranks > 1 else 0)
+    margin = max(int(gpu.usable_bytes * MARGIN_SHARE), MIN_MARGIN_BYTES)
+    return Footprint(
+        weights=_part(weights, facts.weights.source, measured.weights_bytes),
+        activation=_part(activation, Source.ESTIMATED, measured.activation_bytes),
+        cuda_graphs=_part(graphs, Source.ESTIMATED, measured.cuda_graphs_bytes),
+        context=_part(context, Source.ESTIMATED, measured.context_bytes),
+        margin=Part(margin, Source.ESTIMATED),
+        kv_bytes_per_token=kv_bytes_per_token(facts.shape, sizes.kv_dtype_bytes, ranks),
+        kv_bytes_per_request=kv_bytes_per_request(facts.shape, _layout(sizes)),
+    )
+
+
+def host_footprint(facts: CheckpointFacts, sizes: EngineSizes) -> Footprint:
+    """The footprint of a CPU engine in the machine's memory, all its processes together."""
+    activation = activation_bytes(
+        facts.shape,
+        sizes.max_num_batched_tokens,
+        sizes.max_num_seqs,
+        sizes.activation_dtype_bytes,
+    )
+    return Footprint(
+        weights=Part(facts.weights.total_bytes, facts.weights.source),
+        activation=Part(activation, Source.ESTIMATED),
+        cuda_graphs=Part(0, Source.ESTIMATED),
+        context=Part(HOST_CONTEXT_BYTES, Source.ESTIMATED),
+        margin=Part(0, Source.ESTIMATED),
+        kv_bytes_per_token=kv_bytes_per_token(facts.shape, sizes.kv_dtype_bytes),
+        kv_bytes_per_request=kv_bytes_per_request(facts.shape, _layout(sizes)),
+    )
+
+
+def _part(n_bytes: int, source: Source, measured: int | None) -> Part:
+    return Part(n_bytes, source) if measured is None else Part(measured, Source.MEASURED)
+
+
+def _layout(sizes: EngineSizes) -> CacheLayout:
+    return CacheLayout(
+        max_model_len=sizes.max_model_len,
+        max_num_batched_tokens=sizes.max_num_batched_tokens,
+        dtype_bytes=sizes.kv_dtype_bytes,
+        block_size=sizes.block_size,
+        tensor_parallel_size=sizes.tensor_parallel_size,
+    )
