@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config.schema import RouterArgs, VariantArgs
+from serve_app.serving.placement import actor_options
 from serve_app.serving.variant_router import VariantRouter as _VariantRouter
 from serve_app.serving.variant_server import VariantServer as _VariantServer
 from serve_app.serving.variant_server import preflight_if_local
@@ -33,6 +34,9 @@ def router(args: RouterArgs) -> Application:
 
 
 def variant(args: VariantArgs) -> Application:
-    """One quantization variant. Raises CheckpointError before any replica starts."""
+    """One quantization variant, with the share of a GPU that its arguments set aside.
+
+    Raises CheckpointError or PlanError before any replica starts.
+    """
     preflight_if_local(args)
-    return VariantServer.bind(args)
+    return VariantServer.options(ray_actor_options=actor_options(args)).bind(args)
