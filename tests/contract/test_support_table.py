@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: its own limits are what is compared")
 
 from serve_app.planning.support import (
-    ADA,
     AMPERE,
     FLASHINFER_HEAD_DIMS,
     FP8_CACHE,
