@@ -29,6 +29,18 @@ class EngineSpec:
     settings: EngineSettings
 
 
+@dataclass(frozen=True)
+class EngineLoad:
+    """How busy an engine is at this moment; None where it does not say."""
+
+    running: int | None
+    """Requests that it works on."""
+    waiting: int | None
+    """Requests that it took and holds back."""
+    kv_use: float | None
+    """Share of its KV cache in use, from 0 to 1."""
+
+
 class Engine(Protocol):
     """A running engine."""
 
@@ -42,6 +54,9 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool:
         """False once the engine can serve nothing any more; cheap enough to ask per request."""
+
+    def load(self) -> EngineLoad:
+        """How busy it is; cheap enough to ask several times a second."""
 
     async def check_health(self) -> None:
         """Raise EngineError if the engine is dead."""

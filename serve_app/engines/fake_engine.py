@@ -1,7 +1,7 @@
 """The fake engine behind the real one's interface: `engine: {kind: fake, fake: {...}}`."""
 
 from serve_app.domain.errors import EngineError
-from serve_app.engines.engine import EngineSpec
+from serve_app.engines.engine import EngineLoad, EngineSpec
 from serve_app.engines.fake import FakeEngine as FakeApp
 from serve_app.engines.fake import create_app
 from serve_app.engines.fake_script import FakeScript
@@ -19,6 +19,12 @@ class FakeEngine:
     def alive(self) -> bool:
         """Whether the script lets health checks pass."""
         return self.app.script.health_status() == 200
+
+    def load(self) -> EngineLoad:
+        """Its counts; the cache is as full as the script's `max_num_seqs` is used up."""
+        slots = self.app.script.max_num_seqs
+        kv_use = self.app.running / slots if slots else None
+        return EngineLoad(self.app.running, self.app.waiting, kv_use)
 
     async def check_health(self) -> None:
         """Raise EngineError where the script refuses health."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from serve_app.domain.errors import EngineError
-from serve_app.engines.engine import ASGIApp, EngineSpec
+from serve_app.engines.engine import ASGIApp, EngineLoad, EngineSpec
 
 
 def prepare_environment(threads: int | None) -> None:
@@ -32,6 +32,18 @@ def prepare_environment(threads: int | None) -> None:
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+_KV_USE = "vllm:kv_cache_usage_perc"
+
+
+def _gauge(name: str) -> list[float]:
+    """A gauge's value for each engine core of this process."""
+    from prometheus_client import REGISTRY
+
+    metrics = REGISTRY.restricted_registry([name]).collect()
+    return [sample.value for metric in metrics for sample in metric.samples]
 
 
 def _is_cpu_build() -> bool:
@@ -56,6 +68,16 @@ class VllmEngine:
     def alive(self) -> bool:
         """False once vLLM's engine core has died."""
         return not self._client.errored
+
+    def load(self) -> EngineLoad:
+        """What vLLM's own gauges say; nothing where `disable_log_stats` turned them off."""
+        running, waiting = _gauge(_RUNNING), _gauge(_WAITING)
+        kv_use = _gauge(_KV_USE)
+        return EngineLoad(
+            running=round(sum(running)) if running else None,
+            waiting=round(sum(waiting)) if waiting else None,
+            kv_use=sum(kv_use) / len(kv_use) if kv_use else None,
+        )
 
     async def check_health(self) -> None:
         """Raise EngineError with vLLM's reason if its engine core has died."""

@@ -34,6 +34,9 @@ class VariantFront:
         self._card = asdict(card)
         self._token = token.encode()
         self._mark = (VARIANT_HEADER, card.name.encode())
+        self.served_total = 0
+        """Requests given to the engine. Probes and reads of metrics are none: they would keep a
+        variant awake."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the engine's application runs its own lifespan."""
@@ -51,6 +54,7 @@ class VariantFront:
         elif path == CARD_PATH:
             await send_json(send, 200, self._card, [self._mark])
         else:
+            self.served_total += scope["method"] == "POST"
             await serve_until_hangup(self._engine.app, scope, receive, self._marked(send))
 
     def _knows_token(self, scope: Scope) -> bool:

@@ -9,6 +9,7 @@ from serve_app.domain.quant import NOMINAL_BITS, QuantScheme
 from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
 from serve_app.reference.locate import SCHEME, resolve
 from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.scaling.serve_policy import KV_USE, RUNNING, SERVED, WAITING
 from serve_app.serving.variant_front import VariantFront
 from serve_app.store.inspect import inspect_checkpoint
 
@@ -44,6 +45,7 @@ class VariantServer:
     def __init__(self, args: VariantArgs) -> None:
         self._args = args
         self._engine: Engine | None = None
+        self._front: VariantFront | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine; called by Serve once, before the replica takes requests.
@@ -64,7 +66,21 @@ class VariantServer:
             context_length=engine.context_length,
             engine=engine.version,
         )
-        return VariantFront(engine, card, token)
+        self._front = VariantFront(engine, card, token)
+        return self._front
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve at intervals; `scaling.serve_policy` reads it in the controller."""
+        assert self._engine is not None
+        assert self._front is not None
+        load = self._engine.load()
+        stats = {
+            RUNNING: load.running,
+            WAITING: load.waiting,
+            KV_USE: load.kv_use,
+            SERVED: self._front.served_total,
+        }
+        return {name: float(value) for name, value in stats.items() if value is not None}
 
     async def check_health(self) -> None:
         """Called by Serve; an exception three times in a row has the replica replaced."""

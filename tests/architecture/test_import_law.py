@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     {"domain"},
-    {"planning", "routing", "rollout", "reference data"},
+    {"planning", "routing", "rollout", "scaling", "reference data"},
     {"config", "engines", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference"},
     {"app", "cli", "demo"},
@@ -55,6 +55,7 @@ EDGES = {
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
 PURE = {"domain", "planning", "routing", "rollout", "reference data", "config", "store"} | {
+    "scaling",
     "telemetry",
     "serving",
 }

@@ -1,7 +1,7 @@
 """An engine around any ASGI application: implements `serve_app.engines.engine.Engine`."""
 
 from serve_app.domain.errors import EngineError
-from serve_app.engines.engine import ASGIApp
+from serve_app.engines.engine import ASGIApp, EngineLoad
 
 
 class StubEngine:
@@ -13,6 +13,10 @@ class StubEngine:
         self.version = "stub"
         self.alive = True
         self.n_shutdowns = 0
+        self.now = EngineLoad(running=0, waiting=0, kv_use=None)
+
+    def load(self) -> EngineLoad:
+        return self.now
 
     async def check_health(self) -> None:
         if not self.alive:
