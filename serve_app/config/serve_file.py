@@ -19,7 +19,7 @@ ROUTE_PREFIX = "/variants/"
 def load_serve_file(path: Path) -> dict[str, Any]:
     """The file's content. Raises ConfigError if it is missing or no YAML mapping."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -47,7 +47,7 @@ def check_serve_file(path: Path) -> list[VariantArgs]:
         raise ConfigError(f"{path} needs one application {ROUTER_IMPORT}, has {len(routers)}")
     router = parse(RouterArgs, routers[0].get("args") or {}, where=f"{path}: router args")
     _check_port(router, content, path)
-    split = _split(routers[0], path)
+    split = router_split(routers[0], path)
     served = [args.name for args in variants]
     for name in served:
         if served.count(name) > 1:
@@ -94,7 +94,8 @@ def _variant(application: dict[str, Any], path: Path) -> VariantArgs:
     return args
 
 
-def _split(router: dict[str, Any], path: Path) -> TrafficSplit:
+def router_split(router: dict[str, Any], path: Path) -> TrafficSplit:
+    """The split of the router's application. Raises ConfigError if it has none, or a wrong one."""
     for deployment in _mappings(router.get("deployments") or [], f"{path}: router deployments"):
         if deployment.get("name") == "VariantRouter" and deployment.get("user_config"):
             where = f"{path}: user_config"

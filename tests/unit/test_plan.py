@@ -150,12 +150,12 @@ def test_a_share_below_the_need_is_refused_with_the_figures(changes, says):
 
 def test_an_open_cache_size_is_refused_on_a_shared_gpu():
     written = planned_args(kv_cache_memory_bytes=None)
-    with pytest.raises(PlanError, match="no engine.kv_cache_memory_bytes"):
+    with pytest.raises(PlanError, match=r"no engine\.kv_cache_memory_bytes"):
         require_share(written, variant_plan(written, facts_of(AWQ), L4))
 
 
 def test_fractions_finer_than_rays_and_parts_of_gpus_for_ranks_are_refused():
-    with pytest.raises(ValueError, match="steps of 0.0001"):
+    with pytest.raises(ValueError, match=r"steps of 0\.0001"):
         args(gpu={"fraction": 0.33333})
     with pytest.raises(ValueError, match="takes whole GPUs"):
         args(gpu={"fraction": 0.5}, tensor_parallel_size=2)

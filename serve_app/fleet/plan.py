@@ -1,0 +1,169 @@
+"""The plan of a whole config file: each variant's bytes on each GPU type, and who sits where."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from serve_app.config.replicas import ReplicaBounds
+from serve_app.config.schema import VariantArgs
+from serve_app.config.sizing import cache_wish, variant_plan
+from serve_app.domain.errors import PlanError
+from serve_app.domain.gpu import GpuProfile
+from serve_app.domain.units import BP_TOTAL, format_bytes
+from serve_app.planning.facts import CheckpointFacts
+from serve_app.planning.fixes import nearest_fixes
+from serve_app.planning.fleet import Demand, Packing, Pool
+from serve_app.planning.footprint import Calibration
+from serve_app.planning.packing import pack
+from serve_app.planning.plan import MemoryPlan
+from serve_app.planning.support import check_support
+
+Calibrate = Callable[[VariantArgs, GpuProfile], Calibration | None]
+
+
+@dataclass(frozen=True)
+class FleetVariant:
+    """One variant as the file asks for it, and what is known of its checkpoint."""
+
+    args: VariantArgs
+    bounds: ReplicaBounds
+    facts: CheckpointFacts
+    weight: float = 1.0
+    """How much of the free space is due to it: its share of the traffic."""
+
+
+@dataclass(frozen=True)
+class VariantPlans:
+    """A variant's plan on each GPU type that takes a replica, and why the others do not."""
+
+    variant: FleetVariant
+    plans: Mapping[str, MemoryPlan]
+    refused: Mapping[str, str]
+    notes: Mapping[str, str]
+    """By GPU type: what runs there, but not as the scheme promises."""
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.variant.args.name
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """All variants' plans and their packing on the GPUs."""
+
+    variants: tuple[VariantPlans, ...]
+    packing: Packing
+    gpus: Mapping[str, GpuProfile]
+    counts_given: bool
+    """Whether the packing had to do with a given number of GPUs, or may count what it needs."""
+
+    def chosen(self, name: str) -> MemoryPlan | None:
+        """The variant's plan on the GPU type where the packing put it; None where it fits none."""
+        home = self.packing.home(name)
+        plans = next(each.plans for each in self.variants if each.name == name)
+        return plans.get(home[0].gpu) if home else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every minimum replica has a place."""
+        return not self.packing.unplaced
+
+
+def plan_fleet(
+    variants: Sequence[FleetVariant],
+    gpus: Mapping[str, GpuProfile],
+    pools: Mapping[str, Pool],
+    *,
+    types: Sequence[str] | None = None,
+    as_written: bool = False,
+    calibrate: Calibrate = lambda args, gpu: None,
+) -> FleetPlan:
+    """Plan every variant on its own GPU type, or on any of `types`, and pack the replicas.
+
+    `pools` says how many GPUs of a type there are; of a type that it leaves out there are as many
+    as the minimum replicas need. `as_written` takes the file's numbers as they are; otherwise what
+    was asked for (`concurrency`) is computed anew.
+    """
+    planned = tuple(
+        _plans(variant, gpus, types or _own_type(variant), as_written, calibrate)
+        for variant in variants
+    )
+    names = list(types or dict.fromkeys(_own_type(variant)[0] for variant in variants))
+    sizes = {
+        each.name: {gpu: _size_bp(plan) for gpu, plan in each.plans.items()} for each in planned
+    }
+    demands = [_demand(each) for each in planned]
+    open_types = [name for name in names if name not in pools]
+    all_pools = [pools.get(name) or _open_pool(gpus[name], demands) for name in names]
+    if open_types:
+        counted = pack([replace(demand, maximum=demand.minimum) for demand in demands],
+                       all_pools, sizes)  # fmt: skip
+        needed = {use.pool.gpu: use.needed_gpus for use in counted.types}
+        all_pools = [
+            replace(pool, count=needed.get(pool.gpu, 0)) if pool.gpu in open_types else pool
+            for pool in all_pools
+        ]
+    return FleetPlan(planned, pack(demands, all_pools, sizes), gpus, counts_given=not open_types)
+
+
+def _own_type(variant: FleetVariant) -> tuple[str, ...]:
+    if variant.args.gpu is None:
+        raise PlanError(
+            f"variant {variant.args.name} has no `gpu`: add `gpu: {{type: L4}}` to its args, or "
+            "name a type with --gpu"
+        )
+    return (variant.args.gpu.type,)
+
+
+def _plans(
+    variant: FleetVariant,
+    gpus: Mapping[str, GpuProfile],
+    types: Sequence[str],
+    as_written: bool,
+    calibrate: Calibrate,
+) -> VariantPlans:
+    args, facts = variant.args, variant.facts
+    wish = cache_wish(args, as_written=as_written)
+    plans, refused, notes = {}, {}, {}
+    for name in types:
+        gpu = gpus[name]
+        support = check_support(
+            facts.scheme, gpu, args.engine.dtype, args.engine.kv_cache_dtype, facts.shape
+        )
+        if not support.runs:
+            refused[name] = f"{support.reason}: {support.fix}"
+            continue
+        if support.reason:
+            notes[name] = support.reason
+        try:
+            plan = variant_plan(args, facts, gpu, calibrate(args, gpu), wish)
+        except PlanError as error:
+            refused[name] = str(error)
+            continue
+        if plan.fits:
+            plans[name] = plan
+            continue
+        fixes = nearest_fixes(plan, facts, wish, gpus.values())
+        refused[name] = (
+            f"needs {format_bytes(plan.need_bytes)}, a {name} has {format_bytes(gpu.usable_bytes)}"
+            + (f"; it fits with {', or '.join(fixes)}" if fixes else "; no one change makes it fit")
+        )
+    return VariantPlans(variant, plans, refused, notes)
+
+
+def _size_bp(plan: MemoryPlan) -> int:
+    return plan.fraction_bp * plan.sizes.tensor_parallel_size
+
+
+def _demand(each: VariantPlans) -> Demand:
+    bounds = each.variant.bounds
+    ranks = each.variant.args.engine.tensor_parallel_size
+    size_bp = max((_size_bp(plan) for plan in each.plans.values()), default=BP_TOTAL * ranks)
+    return Demand(each.name, size_bp, gpus=ranks, minimum=bounds.minimum, maximum=bounds.maximum)
+
+
+def _open_pool(gpu: GpuProfile, demands: Sequence[Demand]) -> Pool:
+    """As many GPUs as there could ever be need of."""
+    count = sum(demand.minimum * demand.gpus for demand in demands)
+    per_node = max((demand.gpus for demand in demands), default=1)
+    return Pool(gpu.name, count * per_node, per_node, gpu.price_usd_per_hour)
