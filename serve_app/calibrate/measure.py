@@ -1,0 +1,112 @@
+"""From a variant of a config file to its entry in the calibration file."""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from serve_app.calibrate.engine_run import EngineRun
+from serve_app.config.calibration import CalibrationEntry
+from serve_app.config.gpus import recognise_gpu
+from serve_app.config.schema import EngineSettings, VariantArgs
+from serve_app.config.sizing import DEFAULT_MAX_NUM_BATCHED_TOKENS, DEFAULT_MAX_NUM_SEQS
+from serve_app.domain.errors import ConfigError, EngineError, InvalidRunError
+from serve_app.domain.gpu import GpuProfile
+from serve_app.domain.units import format_bytes
+from serve_app.node.devices import DeviceMemory
+from serve_app.planning.measured import EngineMemory, largest, measured_parts
+
+
+class Gpu(DeviceMemory, Protocol):
+    """A device that also says which card it is."""
+
+    def profile(self) -> GpuProfile:
+        """The card by the driver's word."""
+
+
+def gpus_at_hand(count: int, find: Callable[[int], Sequence[Gpu]]) -> Sequence[Gpu]:
+    """The GPUs to measure on, idle ones. Raises ConfigError that names what is missing."""
+    try:
+        gpus = find(count)
+    except EngineError as error:
+        raise ConfigError(
+            f"calibration measures on a GPU, and there is none here ({error}): run it on a machine "
+            "with an NVIDIA GPU and vLLM's GPU build (`make setup PROFILE=gpu`)"
+        ) from None
+    for gpu in gpus:
+        if holders := gpu.holders():
+            raise ConfigError(
+                f"{gpu.key} is in use by {len(holders)} process(es), the largest with "
+                f"{holders[0].describe()}: calibration needs the GPU alone"
+            )
+    return gpus
+
+
+def type_of(gpus: Sequence[Gpu], catalogue: Mapping[str, GpuProfile]) -> str:
+    """The catalogue's name of these GPUs. Raises ConfigError for a card that is not listed."""
+    card = gpus[0].profile()
+    known = recognise_gpu(catalogue, card.name, card.total_bytes)
+    if known is None:
+        raise ConfigError(
+            f"{card.name} with {format_bytes(card.total_bytes)} is not in the catalogue: add it to "
+            f"configs/gpus.yaml (the driver keeps {card.reserved_bytes >> 20} MiB of it); known: "
+            f"{', '.join(catalogue)}"
+        )
+    return known.name
+
+
+def as_planned(settings: EngineSettings) -> EngineSettings:
+    """The settings with the sizes that the planner assumes where a file leaves them open."""
+    seqs = settings.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    captured = settings.max_cudagraph_capture_size
+    if captured is None and not settings.enforce_eager:
+        captured = seqs
+    return settings.model_copy(
+        update={
+            "max_num_seqs": seqs,
+            "max_num_batched_tokens": max(
+                settings.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs
+            ),
+            "max_cudagraph_capture_size": captured,
+        }
+    )
+
+
+def entry_of(
+    args: VariantArgs, scheme: str, gpu: str, run: EngineRun, date: datetime.date, command: str
+) -> CalibrationEntry:
+    """The entry of a measured run. Raises InvalidRunError where its numbers do not add up."""
+    parts = largest([measured_parts(_memory(rank, run.held_bytes)) for rank in run.ranks])
+    return CalibrationEntry.model_validate(
+        {
+            "checkpoint": args.checkpoint,
+            "scheme": scheme,
+            "gpu": gpu,
+            "vllm": run.vllm.partition("+")[0],
+            "sizes": asdict(run.sizes),
+            **asdict(parts),
+            "date": date,
+            "command": command,
+        }
+    )
+
+
+def _memory(rank: Mapping[str, Any], held_bytes: Mapping[str, int]) -> EngineMemory:
+    if rank["device"] != "cuda":
+        raise InvalidRunError(
+            f"the engine ran on {rank['device']}: this is vLLM's CPU build, whose memory says "
+            "nothing about a GPU; install its GPU build (`make setup PROFILE=gpu`)"
+        )
+    held = held_bytes.get(rank["uuid"])
+    if held is None:
+        raise InvalidRunError(
+            f"a rank ran on {rank['uuid']}, and {', '.join(held_bytes)} was watched: set "
+            "CUDA_VISIBLE_DEVICES to the GPUs to measure on"
+        )
+    return EngineMemory(
+        weights_bytes=rank["weights_bytes"],
+        kv_cache_bytes=rank["kv_cache_bytes"],
+        torch_bytes=rank["torch_bytes"],
+        graph_pool_bytes=rank["graph_pool_bytes"],
+        process_bytes=held,
+    )
