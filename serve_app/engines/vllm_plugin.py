@@ -5,6 +5,7 @@
 2. An engine process must not outlive the replica that owns it: if the replica is killed outright,
    nobody is left to stop the engine, and its memory blocks whatever starts next (vllm #55510).
    The kernel is asked to kill the process when its parent dies.
+3. What the kernel misses is found by a record of the process, which each writes of itself.
 """
 
 import ctypes
@@ -13,6 +14,8 @@ import os
 import signal
 import sys
 
+from serve_app.node.registry import register_engine_process
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -20,6 +23,7 @@ def register() -> None:
     """Called by vLLM, possibly several times in one process: every step may be repeated."""
     _request_amx()
     _die_with_parent()
+    register_engine_process()
 
 
 def _request_amx() -> None:

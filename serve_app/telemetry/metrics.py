@@ -1,4 +1,4 @@
-"""What the router counts, and how: through Ray Serve's metrics."""
+"""What the router and the variants count, and how: through Ray Serve's metrics."""
 
 from typing import Any, Protocol
 
@@ -37,6 +37,30 @@ class ServeMetrics:
     def broke_off(self, variant: str) -> None:
         """Counted per answer."""
         self._broken.inc(tags={"variant": variant})
+
+
+class ServeMemoryMetrics:
+    """Gauges through `ray.serve.metrics`: plan and actual of one variant's engine."""
+
+    def __init__(self, variant: str) -> None:
+        self._variant = variant
+        self._planned = _gauge(names.MEMORY_PLANNED)
+        self._held = _gauge(names.MEMORY_HELD)
+
+    def planned(self, device: str, n_bytes: int) -> None:
+        """The same at every sample."""
+        self._planned.set(n_bytes, tags={"variant": self._variant, "device": device})
+
+    def held(self, device: str, n_bytes: int, source: str) -> None:
+        """Where nobody can tell there is no sample."""
+        tags = {"variant": self._variant, "device": device, "source": source}
+        self._held.set(n_bytes, tags=tags)
+
+
+def _gauge(metric: names.MetricName) -> Any:
+    from ray.serve.metrics import Gauge
+
+    return Gauge(metric.name, description=metric.description, tag_keys=metric.labels)
 
 
 def _counter(metric: names.MetricName) -> Any:

@@ -27,3 +27,14 @@ ROUTER_BROKEN_STREAMS = MetricName(
     "Answers that broke off after their first byte.",
     ("variant",),
 )
+MEMORY_PLANNED = MetricName(
+    "quantile_engine_memory_planned_bytes",
+    "What the engine may hold on the device, by its memory plan.",
+    ("variant", "device"),
+)
+MEMORY_HELD = MetricName(
+    "quantile_engine_memory_held_bytes",
+    "What the engine holds on the device: its processes' bytes now (source: pids), or what the "
+    "device lost at its start, where it does not tell processes apart (source: start).",
+    ("variant", "device", "source"),
+)
