@@ -1,7 +1,8 @@
-"""Find out what a checkpoint folder really holds, from `config.json` and tensor headers alone."""
+"""Find out what a checkpoint really holds, from its configuration and tensor headers alone."""
 
 import dataclasses
-from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,223 +13,159 @@ from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import QuantMethod, QuantScheme, stored_alike
 from serve_app.domain.tensors import TensorInfo
 from serve_app.reference.locate import QUANTIZE_JSON
+from serve_app.store.gguf_config import gguf_config
+from serve_app.store.gguf_header import GgufHeader, read_gguf_header
 from serve_app.store.safetensors_header import read_header
+from serve_app.store.scheme import declared_scheme, gguf_scheme, main_dtype
+from serve_app.store.source import GGUF_SHARD, GGUF_SUFFIX, LocalSource, Source, shard_stem
 
-_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn"}
-_PACKED_SUFFIXES = (".qweight", ".weight_packed")
-_QUANTIZED_DTYPES = frozenset({"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"})
+PARALLEL_READS = 8
+"""Files whose headers are read at once: a 70B model has some thirty, each a round trip or two."""
+_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
+_SAFETENSORS_SUFFIX = ".safetensors"
 
 
 class _ShardIndex(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def inspect_checkpoint(folder: Path, uri: str | None = None) -> Checkpoint:
-    """Describe the checkpoint in `folder`, reading no weights.
+@dataclasses.dataclass(frozen=True)
+class CheckpointContents:
+    """All that a checkpoint tells without its weights.
 
-    Raises CheckpointError when the folder, its configuration or a shard is missing or damaged, or
-    when its quantization is one that QuanTile does not know.
+    `config` has the keys of a Hugging Face `config.json`, also where the checkpoint is GGUF.
     """
-    config = _read_json(folder / "config.json", "a Hugging Face checkpoint has one")
-    tensors = _read_tensors(folder)
-    scheme = _scheme(folder, config, tensors)
-    recorded = _recorded_method(folder)
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    checkpoint: Checkpoint
+
+
+def inspect_checkpoint(folder: Path | Source, uri: str | None = None) -> Checkpoint:
+    """Describe a checkpoint, reading no weights. Raises CheckpointError as `read_checkpoint`.
+
+    `uri` is what the description calls it, if not its place.
+    """
+    source = LocalSource(folder) if isinstance(folder, Path) else folder
+    checkpoint = read_checkpoint(source).checkpoint
+    return checkpoint if uri is None else dataclasses.replace(checkpoint, uri=uri)
+
+
+def read_checkpoint(source: Source) -> CheckpointContents:
+    """Read configuration and tensor headers.
+
+    Raises CheckpointError when the place cannot be read, when the configuration or a file is
+    missing or damaged, or when the quantization is one that QuanTile does not know.
+    """
+    if not any(name.endswith(_SAFETENSORS_SUFFIX) for name in source.sizes):
+        ggufs = sorted(name for name in source.sizes if name.endswith(GGUF_SUFFIX))
+        if ggufs:
+            return _read_gguf(source, ggufs)
+    if _CONFIG not in source.sizes:
+        raise CheckpointError(
+            f"{source.locate(_CONFIG)} is missing (a Hugging Face checkpoint has one); "
+            "check the checkpoint's path"
+        )
+    config = source.read_json(_CONFIG)
+    tensors = _read_tensors(source)
+    quantization = config.get("quantization_config") or _side_file(source)
+    scheme = declared_scheme(_place(source), quantization, tensors)
+    return _contents(source, config, tensors, scheme)
+
+
+def _contents(
+    source: Source,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    scheme: QuantScheme,
+) -> CheckpointContents:
+    recorded = _recorded_method(source)
     plain_from_container = scheme.container != "compressed-tensors"
     if recorded is not None and recorded is not scheme.method:
         if not plain_from_container and stored_alike(recorded, scheme.method):
             scheme = dataclasses.replace(scheme, method=recorded)  # same container, same bits
         else:
             raise CheckpointError(
-                f"{folder / QUANTIZE_JSON} says {recorded}, but the tensors are "
+                f"{source.locate(QUANTIZE_JSON)} says {recorded}, but the tensors are "
                 f"{scheme.describe()}: the record and the weights do not belong together; "
                 "build the checkpoint again"
             )
-    return Checkpoint(
-        uri=uri or str(folder),
+    checkpoint = Checkpoint(
+        uri=source.uri,
         weight_bytes=sum(tensor.n_bytes for tensor in tensors.values()),
         scheme=scheme,
-        weight_dtype=_main_dtype(tensors),
+        weight_dtype=main_dtype(tensors),
         context_length=int(config.get("max_position_embeddings") or 0),
         recorded=recorded is not None or plain_from_container,
     )
+    return CheckpointContents(config, tensors, checkpoint)
 
 
-def _read_json(path: Path, reason: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing ({reason}); check the checkpoint's path")
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-
-
-def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+def _read_tensors(source: Source) -> dict[str, TensorInfo]:
+    if _INDEX in source.sizes:
         try:
-            content = msgspec.json.decode(index.read_bytes(), type=_ShardIndex)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            content = msgspec.convert(source.read_json(_INDEX), _ShardIndex)
+        except msgspec.ValidationError as error:
             raise CheckpointError(
-                f"{index} needs a weight_map of tensor names to files: {error}"
+                f"{source.locate(_INDEX)} needs a weight_map of tensor names to files: {error}"
             ) from None
         shards = sorted(set(content.weight_map.values()))
     else:
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+        shards = sorted(name for name in source.sizes if name.endswith(_SAFETENSORS_SUFFIX))
+    missing = [shard for shard in shards if shard not in source.sizes]
     if missing or not shards:
         raise CheckpointError(
-            f"{folder} lacks {', '.join(missing) or 'any .safetensors file'}: copy it whole"
+            f"{_place(source)} lacks {', '.join(missing) or 'any .safetensors file'}: copy it whole"
         )
     tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        tensors.update(read_header(folder / shard))
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        for header in pool.map(lambda shard: read_header(source, shard), shards):
+            tensors.update(header)
     return tensors
 
 
-def _recorded_method(folder: Path) -> QuantMethod | None:
+def _read_gguf(source: Source, names: list[str]) -> CheckpointContents:
+    """One GGUF file, or all the parts of one that is split."""
+    first = GGUF_SHARD.fullmatch(names[0])
+    is_one = len(names) == 1 or (first and len({shard_stem(name) for name in names}) == 1)
+    if not is_one:
+        raise CheckpointError(
+            f"{_place(source)} holds {len(names)} GGUF files: name the one to serve, such as "
+            f"{source.locate(names[0])}"
+        )
+    if first and len(names) != int(first["count"]):
+        raise CheckpointError(
+            f"{_place(source)} has {len(names)} of the {first['count']} parts of "
+            f"{first['stem']}: copy it whole"
+        )
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        headers = list(pool.map(lambda name: read_gguf_header(source, name), names))
+    tensors = {name: info for header in headers for name, info in header.tensors.items()}
+    whole = GgufHeader(headers[0].metadata, tensors)
+    config = gguf_config(whole, source.locate(names[0]))
+    return _contents(source, config, tensors, gguf_scheme(tensors))
+
+
+def _recorded_method(source: Source) -> QuantMethod | None:
     """The method in our own record of how the checkpoint was made, if there is one."""
-    path = folder / QUANTIZE_JSON
-    if not path.is_file():
+    if QUANTIZE_JSON not in source.sizes:
         return None
-    method = _read_json(path, "record").get("method")
+    method = source.read_json(QUANTIZE_JSON).get("method")
     try:
         return QuantMethod(str(method))
     except ValueError:
         raise CheckpointError(
-            f"{path} names method {method!r}; known: {', '.join(QuantMethod)}"
+            f"{source.locate(QUANTIZE_JSON)} names method {method!r}; known: "
+            f"{', '.join(QuantMethod)}"
         ) from None
 
 
-def _main_dtype(tensors: dict[str, TensorInfo]) -> str:
-    """The floating-point type that holds most bytes: embeddings and head, if all else is packed."""
-    by_dtype: Counter[str] = Counter()
-    for tensor in tensors.values():
-        if tensor.dtype in _DTYPE_NAMES:
-            by_dtype[tensor.dtype] += tensor.n_bytes
-    return _DTYPE_NAMES[by_dtype.most_common(1)[0][0]] if by_dtype else "unknown"
-
-
-def _scheme(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> QuantScheme:
-    """The scheme that the configuration tells, provided that the tensors bear it out."""
-    quantization = config.get("quantization_config") or _side_file(folder)
-    quantized = next((name for name, tensor in tensors.items() if _is_quantized(name, tensor)), "")
-    if quantization and not quantized:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has a quantization_config ({_container(quantization)}), but "
-            f"all tensors are plain {_main_dtype(tensors)}: take the configuration that belongs to "
-            "these weights"
-        )
-    if quantization:
-        return _declared_scheme(folder, quantization)
-    if quantized:
-        raise CheckpointError(
-            f"{folder} has quantized tensors ({quantized}, ...) but neither config.json nor "
-            "quantize_config.json says how they are stored; restore the configuration"
-        )
-    bits = 8 * _bytes_per_element(_main_dtype(tensors))
-    return QuantScheme(QuantMethod.UNQUANTIZED, bits=bits, activation_bits=bits)
-
-
-def _side_file(folder: Path) -> dict[str, Any]:
+def _side_file(source: Source) -> dict[str, Any]:
     """What AutoGPTQ's older place for the configuration holds, if there is one."""
-    path = folder / "quantize_config.json"
-    return {"quant_method": "gptq", **_read_json(path, "AutoGPTQ")} if path.is_file() else {}
+    name = "quantize_config.json"
+    return {"quant_method": "gptq", **source.read_json(name)} if name in source.sizes else {}
 
 
-def _is_quantized(name: str, tensor: TensorInfo) -> bool:
-    is_linear = name.endswith(".weight") and tensor.dtype in _QUANTIZED_DTYPES
-    return is_linear or name.endswith(_PACKED_SUFFIXES)
-
-
-def _container(quantization: object) -> str:
-    return str(quantization.get("quant_method") if isinstance(quantization, dict) else quantization)
-
-
-def _declared_scheme(folder: Path, quantization: dict[str, Any]) -> QuantScheme:
-    reader = _CONTAINERS.get(_container(quantization))
-    if reader is None:
-        raise CheckpointError(
-            f"{folder} is quantized by {_container(quantization)!r}, which QuanTile does not "
-            f"serve; known: {', '.join(_CONTAINERS)}"
-        )
-    try:
-        return reader(quantization)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder}: cannot use the quantization_config of config.json: {error!r}"
-        ) from None
-
-
-def _bytes_per_element(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2
-
-
-def _gptq(quantization: dict[str, Any]) -> QuantScheme:
-    return QuantScheme(
-        QuantMethod.GPTQ,
-        bits=int(quantization["bits"]),
-        group_size=_group(quantization.get("group_size")),
-        symmetric=bool(quantization.get("sym", True)),
-        container="gptq",
-    )
-
-
-def _awq(quantization: dict[str, Any]) -> QuantScheme:
-    return QuantScheme(
-        QuantMethod.AWQ,
-        bits=int(quantization.get("bits", quantization.get("w_bit", 4))),
-        group_size=_group(quantization.get("group_size", quantization.get("q_group_size"))),
-        symmetric=not quantization.get("zero_point", True),
-        container="awq",
-    )
-
-
-def _fp8(quantization: dict[str, Any]) -> QuantScheme:
-    return QuantScheme(QuantMethod.FP8, bits=8, activation_bits=8, container="fp8")
-
-
-def _compressed_tensors(quantization: dict[str, Any]) -> QuantScheme:
-    groups = list((quantization.get("config_groups") or {}).values())
-    if not groups:
-        raise ValueError("compressed-tensors without config_groups")
-    schemes = [_group_scheme(group) for group in groups]
-    if len({(scheme.method, scheme.bits) for scheme in schemes}) == 1:
-        return schemes[0]
-    most_bits = max(schemes, key=lambda scheme: scheme.bits)
-    return QuantScheme(QuantMethod.MIXED, bits=most_bits.bits, container="compressed-tensors")
-
-
-def _group_scheme(group: dict[str, Any]) -> QuantScheme:
-    weights = group["weights"]
-    activations = group.get("input_activations") or {}
-    bits, is_float = int(weights["num_bits"]), weights.get("type") == "float"
-    activation_bits = int(activations.get("num_bits", 16))
-    symmetric = bool(weights.get("symmetric", True))
-    if is_float and bits != 8:
-        raise ValueError(f"float{bits} weights (NVFP4, MXFP4) are not served")
-    if is_float:
-        method = QuantMethod.FP8
-    elif bits == activation_bits == 8:
-        method = QuantMethod.INT8_W8A8
-    else:  # GPTQ and AWQ store the same tensors: AWQ is asymmetric by habit
-        method = QuantMethod.GPTQ if symmetric else QuantMethod.AWQ
-    return QuantScheme(
-        method,
-        bits=bits,
-        activation_bits=activation_bits,
-        group_size=_group(weights.get("group_size")),
-        symmetric=symmetric,
-        container="compressed-tensors",
-    )
-
-
-def _group(value: Any) -> int | None:
-    return int(value) if value and int(value) > 0 else None
-
-
-_CONTAINERS = {
-    "gptq": _gptq,
-    "awq": _awq,
-    "fp8": _fp8,
-    "compressed-tensors": _compressed_tensors,
-}
+def _place(source: Source) -> str:
+    """The folder, for messages."""
+    return source.locate("").rstrip("/")

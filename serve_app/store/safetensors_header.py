@@ -5,14 +5,16 @@ data_offsets}. Source: github.com/huggingface/safetensors, README.
 """
 
 import struct
-from pathlib import Path
 
 import msgspec
 
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.tensors import TensorInfo
-from serve_app.domain.units import MIB
+from serve_app.domain.units import KIB, MIB
+from serve_app.store.source import Source
 
+FIRST_READ_BYTES = 128 * KIB
+"""Holds the whole header of nearly every file, so that one request per file is enough."""
 _MAX_HEADER_BYTES = 100 * MIB  # the format's own limit
 
 
@@ -22,32 +24,22 @@ class _Entry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(source: Source, name: str) -> dict[str, TensorInfo]:
     """The tensors of one file. Raises CheckpointError when it is cut short or not the format."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise CheckpointError(f"{path} has {size} bytes: not a safetensors file")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(_MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                f"{path} announces a header of {length} bytes and has {size} in all: "
-                "not a safetensors file, or cut short; copy it again"
-            )
-        raw = file.read(length)
-    try:
-        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        fields.pop("__metadata__", None)
-        entries = {name: msgspec.json.decode(item, type=_Entry) for name, item in fields.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}); copy it again") from None
-    for name, entry in entries.items():
-        start, end = entry.data_offsets
-        if not 0 <= start <= end:
-            raise CheckpointError(
-                f"{path} has a damaged header ({name!r} lies at {start}..{end}); copy it again"
-            )
+    path, size = source.locate(name), source.size(name)
+    first = source.read(name, 0, FIRST_READ_BYTES)
+    if len(first) < 8:
+        raise CheckpointError(f"{path} has {size} bytes: not a safetensors file")
+    (length,) = struct.unpack_from("<Q", first)
+    if length > min(_MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(
+            f"{path} announces a header of {length} bytes and has {size} in all: "
+            "not a safetensors file, or cut short; copy it again"
+        )
+    raw = first[8 : 8 + length]
+    if len(raw) < length:
+        raw += source.read(name, len(first), length - len(raw))
+    entries = _entries(path, raw)
     end = 8 + length + max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if end != size:
         raise CheckpointError(
@@ -60,3 +52,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         )
         for name, entry in entries.items()
     }
+
+
+def _entries(path: str, raw: bytes) -> dict[str, _Entry]:
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        fields.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(item, type=_Entry) for name, item in fields.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} has a damaged header ({error}); copy it again") from None
+    for name, entry in entries.items():
+        start, end = entry.data_offsets
+        if not 0 <= start <= end:
+            raise CheckpointError(
+                f"{path} has a damaged header ({name!r} lies at {start}..{end}); copy it again"
+            )
+    return entries
