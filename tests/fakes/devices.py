@@ -10,7 +10,7 @@ class FakeDevice:
         self.key = key
         self.total = total
         self.free = [free] if isinstance(free, int) else list(free)
-        self.used: int | None | Exception = 0
+        self.used: int | Exception | None = 0
         self.holding: list[Holding] = []
         self.asked_pids: list[list[int]] = []
 

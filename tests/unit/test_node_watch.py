@@ -96,15 +96,16 @@ def test_a_device_that_cannot_be_asked_is_told_once_and_asked_again(metrics, cap
 
 async def test_it_samples_until_it_is_cancelled(metrics):
     slept = []
+    thrice = asyncio.Event()
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 3:
+            thrice.set()
             await asyncio.sleep(3600)
 
     task = asyncio.create_task(watch([FakeDevice()], metrics, sleep=sleep).run())
-    while len(slept) < 3:
-        await asyncio.sleep(0.001)
+    await thrice.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
