@@ -1,12 +1,14 @@
 """`quantile plan`: what the variants of a config file take, where they go, and whether they fit."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from serve_app.config.calibration import VLLM_VERSION, CalibrationTable, load_calibration
 from serve_app.config.gpus import find_gpu, load_gpus
 from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
@@ -15,10 +17,11 @@ from serve_app.fleet.export import fleet_json
 from serve_app.fleet.picture import draw_fleet
 from serve_app.fleet.plan import FleetPlan, plan_fleet
 from serve_app.fleet.read import FleetFile, read_fleet
-from serve_app.fleet.summary import misfit, summary_lines
-from serve_app.fleet.table import fleet_table
+from serve_app.fleet.summary import compare_types, misfit, summary_lines
+from serve_app.fleet.table import MIN_WIDTH, fleet_table
 from serve_app.fleet.write import write_planned
 from serve_app.planning.fleet import Pool
+from serve_app.planning.footprint import Calibration, EngineSizes
 from serve_app.store.facts_lock import facts_path, save_facts
 
 
@@ -48,6 +51,9 @@ def plan(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Read the headers of remote checkpoints again.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also: each GPU type as the only one, with its price.")
+    ] = False,
     assume: Annotated[
         Path | None,
         typer.Option(help="A config.json to compute weights from where no checkpoint is at hand."),
@@ -61,6 +67,7 @@ def plan(
     catalogue = load_gpus()
     types, pools = _pools(gpu or [], gpus, gpus_per_node, catalogue)
     console = Console(markup=False, highlight=False)
+    console.width = max(console.width, MIN_WIDTH)
     with Console(stderr=True).status(f"reading what {config} names"):
         file = read_fleet(config, refresh=refresh, assume=assume)
     for each in file.variants:
@@ -68,20 +75,30 @@ def plan(
             find_gpu(catalogue, each.args.gpu.type)
     if not file.variants:
         raise ConfigError(f"{config} has no variant that runs on vLLM: there is nothing to plan")
-    fleet = plan_fleet(file.variants, catalogue, pools, types=types, as_written=check)
+    calibrate = partial(_calibrated, load_calibration())
+    fleet = plan_fleet(
+        file.variants, catalogue, pools, types=types, as_written=check, calibrate=calibrate
+    )
     if as_json:
         typer.echo(json.dumps(fleet_json(fleet), indent=1))
     else:
         _print(console, file, fleet)
+    if compare:
+        console.print("\nthe minimum replicas on one GPU type alone, the cheapest first:")
+        on_all = plan_fleet(file.variants, catalogue, {}, types=list(catalogue))
+        for line in compare_types(on_all):
+            console.print(line)
     if png:
         draw_fleet(fleet, png)
         console.print(f"drawn: {png}", style="dim") if not as_json else None
-    problem = misfit(fleet, file)
+    problem = misfit(fleet)
     if problem:
         raise PlanError(problem)
     if check:
         for line in check_written(fleet):
             console.print(line)
+    if write or refresh:
+        _save_facts(console, file)
     if write:
         _write(console, file, fleet)
 
@@ -125,6 +142,15 @@ def _write(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
             }
     lines = write_planned(file.path, planned)
     console.print(f"{file.path}: {lines} lines changed")
+
+
+def _save_facts(console: Console, file: FleetFile) -> None:
     if file.facts:
         save_facts(facts_path(file.path), file.facts)
         console.print(f"{facts_path(file.path)}: facts of {len(file.facts)} checkpoints")
+
+
+def _calibrated(
+    table: CalibrationTable, uri: str, gpu: str, sizes: EngineSizes
+) -> Calibration | None:
+    return table(uri, gpu, VLLM_VERSION, sizes)

@@ -5,19 +5,20 @@ from dataclasses import dataclass, replace
 
 from serve_app.config.replicas import ReplicaBounds
 from serve_app.config.schema import VariantArgs
-from serve_app.config.sizing import cache_wish, variant_plan
+from serve_app.config.sizing import cache_wish, engine_sizes, variant_plan
 from serve_app.domain.errors import PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.fixes import nearest_fixes
 from serve_app.planning.fleet import Demand, Packing, Pool
-from serve_app.planning.footprint import Calibration
+from serve_app.planning.footprint import Calibration, EngineSizes
 from serve_app.planning.packing import pack
 from serve_app.planning.plan import MemoryPlan
 from serve_app.planning.support import check_support
 
-Calibrate = Callable[[VariantArgs, GpuProfile], Calibration | None]
+Calibrate = Callable[[str, str, EngineSizes], Calibration | None]
+"""From a checkpoint's uri, a GPU type and the sizes to what was measured there."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def plan_fleet(
     *,
     types: Sequence[str] | None = None,
     as_written: bool = False,
-    calibrate: Calibrate = lambda args, gpu: None,
+    calibrate: Calibrate = lambda uri, gpu, sizes: None,
 ) -> FleetPlan:
     """Plan every variant on its own GPU type, or on any of `types`, and pack the replicas.
 
@@ -89,12 +90,9 @@ def plan_fleet(
         for variant in variants
     )
     names = list(types or dict.fromkeys(_own_type(variant)[0] for variant in variants))
-    sizes = {
-        each.name: {gpu: _size_bp(plan) for gpu, plan in each.plans.items()} for each in planned
-    }
-    demands = [_demand(each) for each in planned]
+    demands, sizes = demands_and_sizes(planned)
     open_types = [name for name in names if name not in pools]
-    all_pools = [pools.get(name) or _open_pool(gpus[name], demands) for name in names]
+    all_pools = [pools.get(name) or open_pool(gpus[name], demands) for name in names]
     if open_types:
         counted = pack([replace(demand, maximum=demand.minimum) for demand in demands],
                        all_pools, sizes)  # fmt: skip
@@ -124,6 +122,7 @@ def _plans(
 ) -> VariantPlans:
     args, facts = variant.args, variant.facts
     wish = cache_wish(args, as_written=as_written)
+    sizes = engine_sizes(args.engine, facts)
     plans, refused, notes = {}, {}, {}
     for name in types:
         gpu = gpus[name]
@@ -136,7 +135,7 @@ def _plans(
         if support.reason:
             notes[name] = support.reason
         try:
-            plan = variant_plan(args, facts, gpu, calibrate(args, gpu), wish)
+            plan = variant_plan(args, facts, gpu, calibrate(facts.uri, name, sizes), wish)
         except PlanError as error:
             refused[name] = str(error)
             continue
@@ -151,19 +150,35 @@ def _plans(
     return VariantPlans(variant, plans, refused, notes)
 
 
+def demands_and_sizes(
+    planned: Sequence[VariantPlans],
+) -> tuple[list[Demand], dict[str, dict[str, int]]]:
+    """What the packer takes: a demand per variant, and its size on each GPU type."""
+    sizes = {
+        each.name: {gpu: _size_bp(plan) for gpu, plan in each.plans.items()} for each in planned
+    }
+    return [_demand(each, max(sizes[each.name].values(), default=None)) for each in planned], sizes
+
+
 def _size_bp(plan: MemoryPlan) -> int:
     return plan.fraction_bp * plan.sizes.tensor_parallel_size
 
 
-def _demand(each: VariantPlans) -> Demand:
-    bounds = each.variant.bounds
-    ranks = each.variant.args.engine.tensor_parallel_size
-    size_bp = max((_size_bp(plan) for plan in each.plans.values()), default=BP_TOTAL * ranks)
-    return Demand(each.name, size_bp, gpus=ranks, minimum=bounds.minimum, maximum=bounds.maximum)
+def _demand(each: VariantPlans, size_bp: int | None) -> Demand:
+    variant = each.variant
+    ranks = variant.args.engine.tensor_parallel_size
+    return Demand(
+        each.name,
+        size_bp or BP_TOTAL * ranks,
+        gpus=ranks,
+        minimum=variant.bounds.minimum,
+        maximum=variant.bounds.maximum,
+        weight=variant.weight,
+    )
 
 
-def _open_pool(gpu: GpuProfile, demands: Sequence[Demand]) -> Pool:
-    """As many GPUs as there could ever be need of."""
+def open_pool(gpu: GpuProfile, demands: Sequence[Demand]) -> Pool:
+    """As many GPUs of a type as there could ever be need of."""
     count = sum(demand.minimum * demand.gpus for demand in demands)
     per_node = max((demand.gpus for demand in demands), default=1)
     return Pool(gpu.name, count * per_node, per_node, gpu.price_usd_per_hour)

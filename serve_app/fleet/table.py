@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.domain.units import BP_TOTAL, format_bytes
+from serve_app.domain.units import BP_TOTAL, GIB
 from serve_app.fleet.layouts import Layout, layouts
 from serve_app.fleet.plan import FleetPlan
 from serve_app.planning.facts import Source
@@ -19,7 +19,12 @@ MARKS = {
     Source.CONFIG: "c",
     Source.ESTIMATED: "~",
 }
-LEGEND = "m measured   h from tensor headers   c computed from config.json   ~ estimated"
+LEGEND = (
+    "GiB per GPU: h from tensor headers, c computed from config.json, m measured, ~ estimated; "
+    "requests at full context"
+)
+MIN_WIDTH = 124
+"""Columns that the table takes; narrower terminals wrap its lines."""
 COLORS = ("blue", "green", "magenta", "cyan", "yellow", "red")
 _BAR_CELLS = 60
 _MOST_ROWS = 40
@@ -31,14 +36,13 @@ def fleet_table(fleet: FleetPlan) -> RenderableType:
 
 
 def _variants(fleet: FleetPlan) -> Table:
-    table = Table(header_style="bold", row_styles=["", "dim"], box=None, pad_edge=False)
-    table.add_column("variant")
-    for name in ("scheme", "GPU"):
-        table.add_column(name)
-    for name in ("weights", "KV cache", "activation", "graphs", "context", "margin", "need"):
+    table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("variant", "scheme", "GPU"):
+        table.add_column(name, no_wrap=True)
+    for name in ("weights", "KV", "activ.", "graphs", "context", "margin", "need"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("fraction", "requests", "replicas"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     replicas = fleet.packing.replicas()
     for each in fleet.variants[:_MOST_ROWS]:
         plan = fleet.chosen(each.name)
@@ -48,7 +52,7 @@ def _variants(fleet: FleetPlan) -> Table:
             table.add_row(*row, Text("fits none", style="red"))
             continue
         count = replicas.get(each.name, 0)
-        span = f"{count} of {bounds.minimum}-{bounds.maximum}"
+        span = f"{count} ({bounds.minimum}-{bounds.maximum})"
         table.add_row(*row, plan.gpu.name, *_numbers(plan), span)
     if len(fleet.variants) > _MOST_ROWS:
         table.add_row(f"... {len(fleet.variants) - _MOST_ROWS:,} more (--json has all)")
@@ -58,17 +62,21 @@ def _variants(fleet: FleetPlan) -> Table:
 def _numbers(plan: MemoryPlan) -> Iterator[str]:
     parts = plan.footprint
     yield _part(parts.weights)
-    yield format_bytes(plan.kv_cache_bytes)
+    yield _gib(plan.kv_cache_bytes)
     for part in (parts.activation, parts.cuda_graphs, parts.context, parts.margin):
         yield _part(part)
-    yield format_bytes(plan.need_bytes)
+    yield _gib(plan.need_bytes)
     ranks = plan.sizes.tensor_parallel_size
     yield f"{plan.fraction:.4f}" if ranks == 1 else f"{ranks} GPUs"
     yield f"{plan.concurrency:.1f} x {plan.sizes.max_model_len:,}"
 
 
 def _part(part: Part) -> str:
-    return f"{format_bytes(part.bytes)} {MARKS[part.source]}"
+    return f"{_gib(part.bytes)}{MARKS[part.source]}"
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / GIB:.2f}"
 
 
 def _bars(fleet: FleetPlan) -> Iterator[RenderableType]:
