@@ -71,6 +71,20 @@ ENGINES: dict[str, str] = {
 }
 
 
+def prepare_engine(settings: EngineSettings) -> None:
+    """Import what a vLLM engine's start needs, which takes seconds and no memory of a device.
+
+    So that a replica does not do it while it keeps others from starting.
+    """
+    if settings.kind == "vllm":
+        importlib.import_module("serve_app.engines.vllm_engine").prepare(settings)
+
+
+def engines_run_on_cpu() -> bool:
+    """Whether the vLLM that is installed serves from the machine's memory, not from a GPU's."""
+    return bool(importlib.import_module("serve_app.engines.vllm_engine").runs_on_cpu())
+
+
 async def start_engine(spec: EngineSpec) -> Engine:
     """Start the engine that the settings name; returns when it can take requests.
 

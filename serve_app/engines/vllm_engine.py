@@ -3,14 +3,23 @@
 With `vllm_args`, the serving side's only importer of vllm.
 """
 
+import asyncio
+import importlib
 import os
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, distribution
 from types import SimpleNamespace
 from typing import Any
 
+from serve_app.config.schema import EngineSettings
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineLoad, EngineSpec
+
+_START_IMPORTS = (
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.launchers.app",
+    "serve_app.engines.vllm_args",
+)
 
 
 def prepare_environment(threads: int | None) -> None:
@@ -26,7 +35,7 @@ def prepare_environment(threads: int | None) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.pop("VLLM_API_KEY", None)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    if _is_cpu_build():
+    if runs_on_cpu():
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_INT4_W4A8", "0")
     if threads is not None:
@@ -46,7 +55,8 @@ def _gauge(name: str) -> list[float]:
     return [sample.value for metric in metrics for sample in metric.samples]
 
 
-def _is_cpu_build() -> bool:
+def runs_on_cpu() -> bool:
+    """Whether the vLLM that is installed is its CPU build."""
     try:
         distribution("vllm-cpu")
     except PackageNotFoundError:
@@ -91,6 +101,13 @@ class VllmEngine:
         await self._stack.aclose()
 
 
+def prepare(settings: EngineSettings) -> None:
+    """Import what `start` needs: seconds in which no device memory is taken."""
+    prepare_environment(settings.threads)
+    for module in _START_IMPORTS:
+        importlib.import_module(module)
+
+
 async def start(spec: EngineSpec) -> VllmEngine:
     """Start vLLM as the specification says. Raises ConfigError or EngineError."""
     prepare_environment(spec.settings.threads)
@@ -114,6 +131,9 @@ async def start(spec: EngineSpec) -> VllmEngine:
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM's error handlers look at it
+    except asyncio.CancelledError:  # Serve gives this replica up: leave no engine core behind
+        await stack.aclose()
+        raise
     except Exception as error:
         await stack.aclose()
         raise EngineError(

@@ -1,4 +1,4 @@
-"""What Ray is told to set aside for a replica."""
+"""What Ray is told to set aside for a replica, and what it did set aside."""
 
 from typing import Any
 
@@ -24,3 +24,13 @@ def actor_options(args: VariantArgs) -> dict[str, Any]:
         "num_gpus": ranks if ranks > 1 else (args.gpu.fraction or 1.0),
         "label_selector": {ACCELERATOR_LABEL: profile.accelerator_type},
     }
+
+
+def assigned_fraction() -> float:
+    """Share of each of its GPUs that Ray has set aside for this replica; 0.0 without one."""
+    import ray
+
+    context = ray.get_runtime_context()
+    n_gpus = len(context.get_accelerator_ids().get("GPU", []))
+    assigned = float(context.get_assigned_resources().get("GPU", 0.0))
+    return assigned / n_gpus if n_gpus else 0.0

@@ -1,5 +1,6 @@
 """The deployment class of one quantization variant: preflight, engine, application, health."""
 
+import asyncio
 from pathlib import Path
 
 from serve_app.config.schema import VariantArgs
@@ -10,8 +11,11 @@ from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
 from serve_app.reference.locate import SCHEME, resolve
 from serve_app.routing.policy import PIN_SEPARATOR
 from serve_app.scaling.serve_policy import KV_USE, RUNNING, SERVED, WAITING
+from serve_app.serving.start import start_in_turn
 from serve_app.serving.variant_front import VariantFront
+from serve_app.store.facts import checkpoint_facts
 from serve_app.store.inspect import inspect_checkpoint
+from serve_app.telemetry.metrics import ServeMemoryMetrics
 
 
 def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
@@ -46,17 +50,19 @@ class VariantServer:
         self._args = args
         self._engine: Engine | None = None
         self._front: VariantFront | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine; called by Serve once, before the replica takes requests.
 
-        Raises CheckpointError or ConfigError before anything is started, EngineError after.
+        Raises CheckpointError, ConfigError or PlanError before anything is started, EngineError
+        after, or when the engine's turn or memory does not come.
         """
         args = self._args
         folder, checkpoint = preflight(args)
         token = internal_token()
         names = (f"{args.model}{PIN_SEPARATOR}{args.name}", args.model)
-        engine = self._engine = await start_engine(EngineSpec(names, folder, args.engine))
+        engine = self._engine = await self._start(EngineSpec(names, folder, args.engine))
         card = VariantCard(
             name=args.name,
             method=args.method,
@@ -68,6 +74,20 @@ class VariantServer:
         )
         self._front = VariantFront(engine, card, token)
         return self._front
+
+    async def _start(self, spec: EngineSpec) -> Engine:
+        """Start the engine when it is its turn, and watch its memory from then on.
+
+        A fake engine takes no memory: it waits for nobody and is not watched.
+        """
+        if spec.settings.kind == "fake":
+            return await start_engine(spec)
+        dtype_bytes = 4 if spec.settings.dtype == "float32" else 2
+        facts = checkpoint_facts(str(spec.checkpoint_dir), dtype_bytes)
+        metrics = ServeMemoryMetrics(self._args.name)
+        engine, watch = await start_in_turn(self._args, spec, facts, metrics)
+        self._watch = asyncio.create_task(watch.run())
+        return engine
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve at intervals; `scaling.serve_policy` reads it in the controller."""
@@ -89,5 +109,7 @@ class VariantServer:
 
     async def __del__(self) -> None:
         """Called by Serve when the replica ends in good order."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self._engine is not None:
             await self._engine.shutdown()
