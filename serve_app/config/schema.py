@@ -118,6 +118,8 @@ class RouterArgs(StrictModel):
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     probe_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """How often each variant is asked whether it is ready."""
+    wake_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """How long a request waits for a variant that sleeps; then the fallback order takes it."""
 
 
 class RouterUserConfig(StrictModel):
@@ -127,6 +129,8 @@ class RouterUserConfig(StrictModel):
     """Basis points per variant; they sum to 10,000. A share of 0 keeps the pin reachable."""
     fallback: tuple[VariantName, ...] = ()
     """Who stands in for a variant that cannot take a request, in this order."""
+    sleepers: tuple[VariantName, ...] = ()
+    """Variants with `min_replicas: 0`: without a replica they are asleep, not down."""
 
     def to_split(self) -> TrafficSplit:
         """The split as the router uses it. Raises ConfigError."""

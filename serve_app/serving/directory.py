@@ -8,69 +8,120 @@ import msgspec
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.serving.http import CARD_PATH, UNREADABLE_JSON
 from serve_app.serving.relay import Relay, VariantBusyError, VariantDownError
+from serve_app.serving.sleepers import Sleepers
 from serve_app.serving.upstream import UpstreamTruncatedError
 
 _PROBE_SCOPE = {"method": "GET", "path": CARD_PATH, "headers": [], "query_string": b""}
 PROBE_TIMEOUT_S = 2.0
 SILENT_PROBES = 3
 """Probes in a row without any answer after which a variant counts as down."""
+SLEEPER_INTERVALS = 5
+"""Probe intervals between two looks at the variants that may sleep."""
 
 
 class VariantDirectory:
     """Cards of the variants, and which are ready. Nothing is known of a variant before its first
-    probe: it is then neither ready nor known to be down, and requests are still sent to it.
+    probe: it is then neither ready nor known to be down, and requests are still sent to it. The
+    same holds for one that is asleep: it is not probed, since that would wake it.
     """
 
     def __init__(
-        self, relay: Relay, interval_s: float, *, timeout_s: float = PROBE_TIMEOUT_S
+        self,
+        relay: Relay,
+        interval_s: float,
+        sleepers: Sleepers,
+        *,
+        timeout_s: float = PROBE_TIMEOUT_S,
     ) -> None:
         self.cards: dict[str, VariantCard] = {}
         self._relay = relay
         self._interval_s = interval_s
         self._timeout_s = timeout_s
+        self._sleepers = sleepers
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._sleep_watch: asyncio.Task[None] | None = None
+        self._may_sleep: frozenset[str] = frozenset()
+        self._asleep: frozenset[str] = frozenset()
         self._ready: dict[str, bool] = {}
+        self._silent: dict[str, int] = {}
 
-    def follow(self, variants: Iterable[str]) -> None:
-        """Watch exactly these variants from now on."""
+    def follow(self, variants: Iterable[str], may_sleep: Iterable[str] = ()) -> None:
+        """Watch exactly these variants from now on; of them, `may_sleep` may have no replica."""
         wanted = set(variants)
-        for name in wanted - self._tasks.keys():
+        self._follow_sleepers(frozenset(may_sleep) & wanted)
+        probed = wanted - self._may_sleep
+        for name in probed - self._tasks.keys():
             self._tasks[name] = asyncio.create_task(self._watch(name), name=f"probe {name}")
-        for name in self._tasks.keys() - wanted:
+        for name in self._tasks.keys() - probed:
             self._tasks.pop(name).cancel()
+        for name in {*self._ready, *self.cards, *self._silent} - wanted:
             self._ready.pop(name, None)
             self.cards.pop(name, None)
+            self._silent.pop(name, None)
+
+    def _follow_sleepers(self, names: frozenset[str]) -> None:
+        if names == self._may_sleep:
+            return
+        self._may_sleep, self._asleep = names, self._asleep & names
+        if self._sleep_watch is not None:
+            self._sleep_watch.cancel()
+            self._sleep_watch = None
+        if names:
+            self._sleep_watch = asyncio.create_task(self._watch_sleepers(), name="sleepers")
+
+    def is_asleep(self, name: str) -> bool:
+        """Whether the variant has no replica on purpose: a request wakes it."""
+        return name in self._asleep
+
+    def is_ready(self, name: str) -> bool:
+        """Whether the last probe found the variant ready."""
+        return self._ready.get(name, False)
 
     def known_down(self) -> frozenset[str]:
         """Variants whose last probe was refused."""
         return frozenset(name for name, ready in self._ready.items() if not ready)
 
     def not_ready(self, variants: Iterable[str]) -> list[str]:
-        """Those of `variants` whose last probe did not find them ready, in the given order."""
-        return [name for name in variants if not self._ready.get(name, False)]
+        """Those of `variants` that are neither ready nor asleep, in the given order."""
+        return [name for name in variants if not (self.is_ready(name) or self.is_asleep(name))]
 
     def close(self) -> None:
         """Stop watching."""
         self.follow(())
 
     async def _watch(self, name: str) -> None:
-        silent = 0
         while True:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    self.cards[name] = await self._fetch_card(name)
-                self._ready[name] = True
-                silent = 0
-            except (VariantDownError, UpstreamTruncatedError, *UNREADABLE_JSON):
-                self._ready[name] = False
-                silent = 0
-            except VariantBusyError:
-                silent = 0  # full is not down: overload must not be pushed on to the others
-            except TimeoutError:
-                silent += 1  # nor is slow: a busy machine must not move all traffic
-                if silent >= SILENT_PROBES:
-                    self._ready[name] = False
+            await self._probe(name)
             await asyncio.sleep(self._interval_s)
+
+    async def _watch_sleepers(self) -> None:
+        """Probe those that are awake, right after asking who is: what Serve puts to sleep between
+        the question and the probe is woken again, which costs one idle period and no more.
+        """
+        while True:
+            sleeping = await self._sleepers.names()
+            if sleeping is not None:
+                self._asleep = self._may_sleep & sleeping
+            for name in self._asleep:
+                self._ready.pop(name, None)
+                self._silent.pop(name, None)
+            await asyncio.gather(*(self._probe(name) for name in self._may_sleep - self._asleep))
+            await asyncio.sleep(self._interval_s * SLEEPER_INTERVALS)
+
+    async def _probe(self, name: str) -> None:
+        silent = self._silent.pop(name, 0)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                self.cards[name] = await self._fetch_card(name)
+            self._ready[name] = True
+        except (VariantDownError, UpstreamTruncatedError, *UNREADABLE_JSON):
+            self._ready[name] = False
+        except VariantBusyError:
+            return  # full is not down: overload must not be pushed on to the others
+        except TimeoutError:
+            self._silent[name] = silent + 1  # nor is slow: a busy machine must not move all traffic
+            if self._silent[name] >= SILENT_PROBES:
+                self._ready[name] = False
 
     async def _fetch_card(self, name: str) -> VariantCard:
         answer = await self._relay.ask(name, _PROBE_SCOPE, b"")

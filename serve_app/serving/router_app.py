@@ -1,7 +1,9 @@
 """The router's ASGI application: decide once per request, then pass bytes on."""
 
+import asyncio
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -34,6 +36,7 @@ from serve_app.serving.http import (
     send_json,
 )
 from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
+from serve_app.serving.sleepers import ServeSleepers, Sleepers
 from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.telemetry.metrics import RouterMetrics
 
@@ -67,17 +70,28 @@ _HEAD_DECODER = msgspec.json.Decoder(RequestHead)
 class RouterApp:
     """Serves the public API. The split may be replaced at any time; a request sees one of them."""
 
-    def __init__(self, args: RouterArgs, relay: Relay, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        args: RouterArgs,
+        relay: Relay,
+        metrics: RouterMetrics,
+        sleepers: Sleepers | None = None,
+    ) -> None:
         self.split: TrafficSplit | None = None
         self._args = args
         self._relay = relay
         self._metrics = metrics
-        self._directory = VariantDirectory(relay, args.probe_interval_s)
+        self._directory = VariantDirectory(
+            relay, args.probe_interval_s, sleepers or ServeSleepers()
+        )
 
-    def set_split(self, split: TrafficSplit) -> None:
-        """Route by `split` from the next request on; call it in the loop that serves requests."""
+    def set_split(self, split: TrafficSplit, sleepers: Collection[str] = ()) -> None:
+        """Route by `split` from the next request on; call it in the loop that serves requests.
+
+        `sleepers` are the variants that may have no replica, and wake when they are asked.
+        """
         self.split = split
-        self._directory.follow(split.variants)
+        self._directory.follow(split.variants, sleepers)
 
     def close(self) -> None:
         """Stop probing and close kept connections."""
@@ -158,7 +172,10 @@ class RouterApp:
         reason, failures = decision.reason, []
         for variant in (decision.variant, *decision.stand_ins):
             try:
-                answer = await self._relay.ask(variant, scope, body)
+                if self._directory.is_asleep(variant):
+                    answer = await self._wake(variant, scope, body)
+                else:
+                    answer = await self._relay.ask(variant, scope, body)
             except VariantBusyError as error:
                 failures.append(f"{variant}: {error}")
                 self._metrics.fell_back(variant)
@@ -166,6 +183,15 @@ class RouterApp:
             else:
                 return variant, reason, answer
         raise VariantUnavailableError(f"no variant took the request ({'; '.join(failures)}); retry")
+
+    async def _wake(self, variant: str, scope: Scope, body: bytes) -> Answer:
+        """Ask a variant that sleeps: Serve starts a replica, and gives it the request."""
+        limit_s = self._args.wake_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._relay.ask(variant, scope, body)
+        except TimeoutError:
+            raise VariantBusyError(f"it slept, and is not awake after {limit_s:.0f} s") from None
 
     async def _ready(self, send: Send) -> None:
         waiting = self._directory.not_ready(self._current_split().serving)
@@ -200,7 +226,8 @@ class RouterApp:
             "root": self._args.model,
             "variant": variant,
             "share_bp": shares_bp[variant],
-            "ready": not self._directory.not_ready([variant]),
+            "ready": self._directory.is_ready(variant),
+            "asleep": self._directory.is_asleep(variant),
             "method": card and card.method,
             "scheme": card and card.scheme,
             "bits": card and card.bits,

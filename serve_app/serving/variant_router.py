@@ -38,13 +38,14 @@ class VariantRouter:
         """
         assert self._app is not None
         try:
-            split = parse(RouterUserConfig, user_config, where="router user_config").to_split()
+            config = parse(RouterUserConfig, user_config, where="router user_config")
+            split = config.to_split()
         except ConfigError:
             if self._app.split is None:
                 raise
             logger.exception("user_config refused; the split stays %s", self._app.split.shares_bp)
         else:
-            self._app.set_split(split)
+            self._app.set_split(split, config.sleepers)
 
     async def check_health(self) -> None:
         """Called by Serve. Without a split the router could only refuse."""

@@ -35,6 +35,7 @@ EDGES = {
     "ray": {
         "serve_app.app",
         "serve_app.serving.placement",
+        "serve_app.serving.sleepers",  # asks Serve for its status
         "serve_app.telemetry.metrics",
         "loadtests.relay_bench",
     },

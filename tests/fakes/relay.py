@@ -122,3 +122,16 @@ def busy(reason: str = "it answered 503") -> Callable[[], FakeAnswer]:
         raise VariantBusyError(reason)
 
     return refuse
+
+
+class FakeSleepers:
+    """Who sleeps, as the test says; None: it cannot be known."""
+
+    def __init__(self, *asleep: str) -> None:
+        self.asleep: frozenset[str] | None = frozenset(asleep)
+        self.n_asked = 0
+
+    async def names(self) -> frozenset[str] | None:
+        self.n_asked += 1
+        await asyncio.sleep(0)
+        return self.asleep

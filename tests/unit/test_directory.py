@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
+from collections import Counter
 
 import pytest
 
 from serve_app.serving.directory import SILENT_PROBES, VariantDirectory
 from serve_app.serving.relay import VariantBusyError, VariantDownError
-from tests.fakes.relay import FakeAnswer, FakeRelay, card_of
+from tests.fakes.relay import FakeAnswer, FakeRelay, FakeSleepers, card_of
 
 INTERVAL_S = 0.001
 TIMEOUT_S = 0.01
@@ -20,7 +21,7 @@ async def relay():
 
 @pytest.fixture
 async def directory(relay):
-    directory = VariantDirectory(relay, INTERVAL_S, timeout_s=TIMEOUT_S)
+    directory = VariantDirectory(relay, INTERVAL_S, FakeSleepers(), timeout_s=TIMEOUT_S)
     directory.follow(["a"])
     await asyncio.sleep(0.02)
     assert directory.not_ready(["a"]) == []
@@ -78,3 +79,77 @@ async def test_full_between_silences_starts_the_count_anew(relay, directory):
     relay.cards["a"] = lambda: next(outcomes)()
     await asyncio.sleep(TIMEOUT_S * 12)
     assert directory.known_down() == set()
+
+
+class TestSleepers:
+    """Variants that may have no replica on purpose."""
+
+    @pytest.fixture
+    async def relay(self):
+        relay = FakeRelay("a", "z")
+        self.n_probes = Counter()
+        fetch = relay._probe
+
+        async def counted(name):
+            self.n_probes[name] += 1
+            return await fetch(name)
+
+        relay._probe = counted
+        return relay
+
+    @pytest.fixture
+    def sleepers(self):
+        return FakeSleepers("z", "another application")
+
+    @pytest.fixture
+    async def directory(self, relay, sleepers):
+        directory = VariantDirectory(relay, INTERVAL_S, sleepers, timeout_s=TIMEOUT_S)
+        directory.follow(["a", "z"], ["z"])
+        await asyncio.sleep(0.05)
+        yield directory
+        directory.close()
+        await asyncio.sleep(0)
+
+    async def test_asleep_is_not_probed_and_neither_down_nor_unready(self, relay, directory):
+        assert self.n_probes.keys() == {"a"}
+        assert directory.is_asleep("z")
+        assert directory.known_down() == set()
+        assert directory.not_ready(["a", "z"]) == []
+        assert not directory.is_ready("z")
+
+    async def test_awake_it_is_probed_like_others(self, relay, sleepers, directory):
+        sleepers.asleep = frozenset()
+        await asyncio.sleep(0.05)
+        assert directory.is_ready("z") and not directory.is_asleep("z")
+        relay.cards["z"] = raising(VariantDownError("no replica"))
+        await asyncio.sleep(0.05)
+        assert directory.known_down() == {"z"}
+
+    async def test_going_to_sleep_forgets_that_it_was_ready_or_down(
+        self, relay, sleepers, directory
+    ):
+        sleepers.asleep = frozenset()
+        relay.cards["z"] = raising(VariantDownError("no replica"))
+        await asyncio.sleep(0.05)
+        sleepers.asleep = frozenset("z")
+        await asyncio.sleep(0.05)
+        assert directory.known_down() == set()
+
+    async def test_while_nothing_can_be_known_what_was_known_stands(self, sleepers, directory):
+        sleepers.asleep = None
+        await asyncio.sleep(0.05)
+        assert directory.is_asleep("z") and "z" not in self.n_probes
+
+    async def test_who_does_not_sleep_by_declaration_is_never_asked_for(self, relay, sleepers):
+        directory = VariantDirectory(relay, INTERVAL_S, sleepers, timeout_s=TIMEOUT_S)
+        directory.follow(["a", "z"])
+        await asyncio.sleep(0.03)
+        assert sleepers.n_asked == 0
+        assert directory.is_ready("z") and not directory.is_asleep("z")
+        directory.close()
+
+    async def test_a_sleeper_that_leaves_the_split_is_forgotten(self, sleepers, directory):
+        directory.follow(["a"])
+        asked = sleepers.n_asked
+        await asyncio.sleep(0.05)
+        assert not directory.is_asleep("z") and sleepers.n_asked == asked

@@ -14,7 +14,7 @@ from serve_app.serving.router_app import RouterApp
 from serve_app.serving.upstream import UpstreamTruncatedError
 from tests.fakes.asgi import Exchange
 from tests.fakes.metrics import RecordingMetrics
-from tests.fakes.relay import FakeAnswer, FakeRelay, busy, card_of
+from tests.fakes.relay import FakeAnswer, FakeRelay, FakeSleepers, busy, card_of
 
 CHAT = "/v1/chat/completions"
 SPLIT = TrafficSplit({"a": 5000, "b": 3000, "c": 2000, "pin-only": 0}, ("b", "c", "a"))
@@ -34,8 +34,11 @@ class Router:
     def __init__(self) -> None:
         self.relay = FakeRelay("a", "b", "c", "pin-only")
         self.metrics = RecordingMetrics()
-        args = RouterArgs(model="m", max_body_bytes=LIMIT, probe_interval_s=0.001)
-        self.app = RouterApp(args, self.relay, self.metrics)
+        self.sleepers = FakeSleepers()
+        args = RouterArgs(
+            model="m", max_body_bytes=LIMIT, probe_interval_s=0.001, wake_timeout_s=0.05
+        )
+        self.app = RouterApp(args, self.relay, self.metrics, self.sleepers)
 
     def ask(self, *args, **more) -> Exchange:
         return Exchange(self.app, *args, **more)
@@ -383,6 +386,7 @@ class TestOwnAnswers:
             "variant": "b",
             "share_bp": 3000,
             "ready": True,
+            "asleep": False,
             "method": "gptq",
             "scheme": "gptq W4A16 g128",
             "bits": 4,
@@ -484,3 +488,54 @@ async def test_lifespan_is_answered():
 
     await router.app({"type": "lifespan"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+class TestSleepers:
+    """Variants without a replica on purpose: asked all the same, for a bounded time."""
+
+    @pytest.fixture
+    async def router(self, router):
+        router.sleepers.asleep = frozenset("a")
+        router.app.set_split(SPLIT, ["a"])
+        await router.probed()
+        return router
+
+    def wakes_after(self, router, delay_s: float) -> None:
+        ask = router.relay.ask
+
+        async def late(variant, scope, body):
+            if variant == "a":
+                await asyncio.sleep(delay_s)
+            return await ask(variant, scope, body)
+
+        router.relay.ask = late
+
+    async def test_its_request_wakes_it_and_is_answered_by_it(self, router):
+        self.wakes_after(router, 0.02)
+        exchange = await router.chat(session_of("a"))()
+        assert (exchange.status, exchange.headers["x-variant"]) == (200, "a")
+        assert exchange.headers["x-route-reason"] == "sticky"
+
+    async def test_one_that_does_not_wake_in_time_is_stood_in_for(self, router):
+        self.wakes_after(router, 1.0)
+        exchange = await router.chat(session_of("a"))()
+        assert (exchange.status, exchange.headers["x-variant"]) == (200, "b")
+        assert exchange.headers["x-route-reason"] == "fallback"
+
+    async def test_a_pin_on_one_that_does_not_wake_in_time_is_refused(self, router):
+        self.wakes_after(router, 1.0)
+        refused(await router.chat(model="m@a")(), 503, "variant_unavailable", "not awake after")
+
+    async def test_it_is_listed_as_asleep_and_holds_readiness_up_no_more(self, router):
+        models = {
+            each["id"]: each for each in (await router.ask("GET", "/v1/models")()).json["data"]
+        }
+        assert (models["m@a"]["ready"], models["m@a"]["asleep"]) == (False, True)
+        assert (models["m@b"]["ready"], models["m@b"]["asleep"]) == (True, False)
+        assert (await router.ask("GET", "/readyz")()).status == 200
+
+    async def test_awake_nothing_limits_how_long_it_takes(self, router):
+        router.sleepers.asleep = frozenset()
+        await router.probed()
+        self.wakes_after(router, 0.2)
+        assert (await router.chat(session_of("a"))()).headers["x-variant"] == "a"
