@@ -132,6 +132,15 @@ class RouterUserConfig(StrictModel):
     sleepers: tuple[VariantName, ...] = ()
     """Variants with `min_replicas: 0`: without a replica they are asleep, not down."""
 
+    @model_validator(mode="after")
+    def _sleepers_are_known(self) -> Self:
+        if unknown := [name for name in self.sleepers if name not in self.split]:
+            raise ValueError(
+                f"`sleepers` names {', '.join(unknown)}, which the split does not list; "
+                f"known: {', '.join(self.split)}"
+            )
+        return self
+
     def to_split(self) -> TrafficSplit:
         """The split as the router uses it. Raises ConfigError."""
         return TrafficSplit(dict(self.split), self.fallback)

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from serve_app.config.parse import parse
+from serve_app.config.scaling import check_scaling
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.traffic import TrafficSplit
@@ -35,18 +36,18 @@ def check_serve_file(path: Path) -> list[VariantArgs]:
 
     Raises ConfigError for unknown keys, a split over variants that the file does not serve, names
     and route prefixes that do not belong together, variants of another model than the router's, or
-    a router that asks another port than Serve listens on.
+    a router that asks another port than Serve listens on, autoscaling that contradicts the plan.
     """
     content = load_serve_file(path)
     applications = content["applications"]
-    variants = [
-        _variant(item, path) for item in applications if item.get("import_path") == VARIANT_IMPORT
-    ]
+    served_by = [item for item in applications if item.get("import_path") == VARIANT_IMPORT]
+    variants = [_variant(item, path) for item in served_by]
     routers = [item for item in applications if item.get("import_path") == ROUTER_IMPORT]
     if len(routers) != 1:
         raise ConfigError(f"{path} needs one application {ROUTER_IMPORT}, has {len(routers)}")
     router = parse(RouterArgs, routers[0].get("args") or {}, where=f"{path}: router args")
     _check_port(router, content, path)
+    user_config = router_user_config(routers[0], path)
     split = router_split(routers[0], path)
     served = [args.name for args in variants]
     for name in served:
@@ -70,6 +71,10 @@ def check_serve_file(path: Path) -> list[VariantArgs]:
                 f"{path}: variant {args.name} is of model {args.model!r}, "
                 f"the router of {router.model!r}"
             )
+    try:
+        check_scaling(served_by, variants, user_config.sleepers)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return variants
 
 
@@ -96,14 +101,19 @@ def _variant(application: dict[str, Any], path: Path) -> VariantArgs:
 
 def router_split(router: dict[str, Any], path: Path) -> TrafficSplit:
     """The split of the router's application. Raises ConfigError if it has none, or a wrong one."""
+    user_config = router_user_config(router, path)
+    try:
+        return user_config.to_split()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: user_config: {error}") from None
+
+
+def router_user_config(router: dict[str, Any], path: Path) -> RouterUserConfig:
+    """The `user_config` of the router's application. Raises ConfigError if it has none."""
     for deployment in _mappings(router.get("deployments") or [], f"{path}: router deployments"):
         if deployment.get("name") == "VariantRouter" and deployment.get("user_config"):
             where = f"{path}: user_config"
-            user_config = parse(RouterUserConfig, deployment["user_config"], where=where)
-            try:
-                return user_config.to_split()
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
+            return parse(RouterUserConfig, deployment["user_config"], where=where)
     raise ConfigError(f"{path}: the deployment VariantRouter needs a user_config with a split")
 
 
