@@ -9,18 +9,26 @@ from serve_app.planning.facts import CheckpointFacts, Source
 from serve_app.planning.kv import CacheLayout, kv_bytes_per_request, kv_bytes_per_token
 from serve_app.planning.weights import (
     MACHETE_CAPABILITY,
+    allocated_bytes,
     rank_bytes,
     unpacked_zero_points_bytes,
 )
 
-CONTEXT_BYTES = GIB // 2
-"""CUDA context, modules and cuBLAS workspaces of one engine process."""
-NCCL_BYTES = GIB // 2
-"""Communication buffers of one rank under tensor parallelism."""
+CONTEXT_BYTES = 768 * MIB
+"""CUDA context, modules and cuBLAS workspaces of one engine process. By vLLM's logs 0.41 GiB
+(A100) to 0.53 GiB (H100) before it counts, and 0.07 to 0.26 GiB "non-torch" after."""
+NCCL_BYTES = GIB
+"""Communication buffers of one rank under tensor parallelism: 0.2 GiB (no NVLink) to 0.95 GiB
+(B200, four ranks) by the same logs."""
 MARGIN_SHARE = 0.02
 MIN_MARGIN_BYTES = 512 * MIB
-HOST_CONTEXT_BYTES = 2 * GIB
-"""What the processes of a CPU engine take beside weights and KV cache."""
+"""What is kept free: the larger of the share and these bytes. vLLM itself keeps 150 MiB
+(`v1/worker/gpu_worker.py`); the rest is for the growth of allocators and for compiled kernels."""
+HOST_CONTEXT_BYTES = 3 * GIB // 2
+"""What a CPU engine's two processes, server and engine core, take beside weights and KV cache:
+1.1 to 1.2 GiB measured (sum of PSS, ready and after eight answers of 256 tokens) of `python -m
+vllm.entrypoints.openai.api_server` with the settings of configs/local.yaml; the rest for Ray's part
+of the server's process."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Bytes per GPU measured for one variant, GPU type and vLLM version; None where not measured."""
+    """Bytes per GPU measured for a variant, GPU type and vLLM version; None where not measured."""
 
     weights_bytes: int | None = None
     activation_bytes: int | None = None
@@ -92,11 +100,15 @@ def footprint(
     weights = rank_bytes(facts.shape, facts.weights, ranks)
     if gpu.compute_capability == MACHETE_CAPABILITY:
         weights += unpacked_zero_points_bytes(facts.shape, facts.scheme, dtype_bytes) // ranks
+    weights = allocated_bytes(weights, facts.scheme)
     activation = activation_bytes(
         facts.shape, sizes.max_num_batched_tokens, sizes.max_num_seqs, dtype_bytes, ranks
     )
     graphs = graph_bytes(
-        facts.shape, sizes.max_cudagraph_capture_size, sizes.max_num_batched_tokens
+        facts.shape,
+        sizes.max_cudagraph_capture_size,
+        sizes.max_num_batched_tokens,
+        sizes.max_num_seqs,
     )
     context = CONTEXT_BYTES + (NCCL_BYTES if ranks > 1 else 0)
     margin = max(int(gpu.usable_bytes * MARGIN_SHARE), MIN_MARGIN_BYTES)
@@ -112,7 +124,13 @@ def footprint(
 
 
 def host_footprint(facts: CheckpointFacts, sizes: EngineSizes) -> Footprint:
-    """The footprint of a CPU engine in the machine's memory, all its processes together."""
+    """The footprint of a CPU engine in the machine's memory, all its processes together.
+
+    vLLM's CPU build may hold embedding and head twice: as they are for looking up, and packed for
+    oneDNN (`model_executor/layers/utils.py`, `dispatch_cpu_unquantized_gemm`).
+    """
+    weights = facts.weights
+    resident = weights.total_bytes + weights.embedding_bytes + weights.head_bytes
     activation = activation_bytes(
         facts.shape,
         sizes.max_num_batched_tokens,
@@ -120,7 +138,7 @@ def host_footprint(facts: CheckpointFacts, sizes: EngineSizes) -> Footprint:
         sizes.activation_dtype_bytes,
     )
     return Footprint(
-        weights=Part(facts.weights.total_bytes, facts.weights.source),
+        weights=Part(resident, weights.source),
         activation=Part(activation, Source.ESTIMATED),
         cuda_graphs=Part(0, Source.ESTIMATED),
         context=Part(HOST_CONTEXT_BYTES, Source.ESTIMATED),

@@ -98,6 +98,16 @@ _HEAD_NORMS = {"qwen3", "qwen3_moe", "gemma3", "gemma3_text"}
 _FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text"}
 _GEMMA_WINDOW_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6}
 """Of so many layers in a row, the last one sees everything."""
+_DEFAULTS = {
+    "gemma3_text": {
+        "head_dim": 256,
+        "vocab_size": 262_208,
+        "max_position_embeddings": 131_072,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+}
+"""What published configurations leave to transformers (`Gemma3TextConfig`)."""
 _NOT_SIZED = {"ssm_cfg", "mamba_d_state", "linear_num_value_heads", "attention_chunk_size"}
 """Keys of layers that keep a state, or attend, in a way that this planner has no formula for."""
 
@@ -108,7 +118,8 @@ class _Keys:
     def __init__(self, config: Mapping[str, Any]) -> None:
         inner = config.get("text_config")
         inner = inner if isinstance(inner, Mapping) else {}
-        self._values = {**config, **{key: value for key, value in inner.items()}}
+        given = {**config, **inner}
+        self._values = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
         names = config.get("architectures") or ["?"]
         self.architecture = str(names[0])
         if config.get("is_encoder_decoder"):
