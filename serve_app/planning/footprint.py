@@ -26,7 +26,7 @@ MIN_MARGIN_BYTES = 512 * MIB
 (`v1/worker/gpu_worker.py`); the rest is for the growth of allocators and for compiled kernels."""
 HOST_CONTEXT_BYTES = 3 * GIB // 2
 """What a CPU engine's two processes, server and engine core, take beside weights and KV cache:
-1.1 to 1.2 GiB measured (sum of PSS, ready and after eight answers of 256 tokens) of `python -m
+1.1 to 1.3 GiB measured (sum of PSS, ready and after eight answers of 256 tokens) of `python -m
 vllm.entrypoints.openai.api_server` with the settings of configs/local.yaml; the rest for Ray's part
 of the server's process."""
 

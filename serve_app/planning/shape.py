@@ -108,8 +108,17 @@ _DEFAULTS = {
     },
 }
 """What published configurations leave to transformers (`Gemma3TextConfig`)."""
-_NOT_SIZED = {"ssm_cfg", "mamba_d_state", "linear_num_value_heads", "attention_chunk_size"}
+_NOT_SIZED = {
+    "attention_chunk_size",
+    "cross_attention_layers",
+    "index_topk",
+    "linear_num_value_heads",
+    "mamba_d_state",
+    "num_kv_shared_layers",
+    "ssm_cfg",
+}
 """Keys of layers that keep a state, or attend, in a way that this planner has no formula for."""
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 class _Keys:
@@ -128,6 +137,7 @@ class _Keys:
                 "give a decoder-only model"
             )
         odd = sorted(_NOT_SIZED & {key for key, value in self._values.items() if value})
+        odd += sorted(set(self.get("layer_types", [])) - _LAYER_TYPES)
         if odd:
             raise CheckpointError(
                 f"{self.architecture} has {', '.join(odd)}: layers whose memory QuanTile has no "

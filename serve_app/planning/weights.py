@@ -6,7 +6,8 @@ What differs from the checkpoint's file, by `vllm/model_executor`:
   head that is tied to the embedding is not loaded.
 - Scales of 8-bit weights become float32; those of packed weights take the engine's dtype
   (`layers/quantization/compressed_tensors/schemes`).
-- `g_idx` and `rotary_emb.inv_freq` are not loaded; a rotary table of all positions is made.
+- `g_idx`, `rotary_emb.inv_freq` and layers beyond the configured number (multi-token prediction)
+  are not loaded; a rotary table of all positions is made.
 - Latent attention keeps dequantized copies of `kv_b_proj` beside quantized ones
   (`layers/attention/mla_attention.py`, `split_kv_b_proj`).
 - On SM90, Machete unpacks zero points to the engine's dtype (`kernels/linear/mixed_precision`);
@@ -15,6 +16,7 @@ What differs from the checkpoint's file, by `vllm/model_executor`:
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -33,6 +35,7 @@ MACHETE_CAPABILITY = (9, 0)
 
 _PLAIN = {"F64", "F32", "F16", "BF16"}
 _NOT_LOADED = ("rotary_emb.inv_freq", ".g_idx", ".weight_g_idx", ".weight_shape", "masked_bias")
+_LAYER = re.compile(r"(?:language_model\.)?model\.layers\.(\d+)\.")
 _KEPT_IN_FLOAT32 = ("e_score_correction_bias",)
 _SCALES = (
     ".weight_scale",
@@ -65,7 +68,7 @@ def weights_from_tensors(
     """
     kinds: Counter[str] = Counter()
     for name, tensor in tensors.items():
-        if name.endswith(_NOT_LOADED) or (_is_head(name) and shape.tied_embeddings):
+        if not _is_loaded(name, shape):
             continue
         kind = _kind(name, tensor)
         n_bytes = _resident_bytes(kind, name, tensor, scheme, dtype_bytes)
@@ -149,6 +152,12 @@ def unpacked_zero_points_bytes(shape: ModelShape, scheme: QuantScheme, dtype_byt
         return 0
     groups = _linear_sizes(shape)[0] // scheme.group_size
     return groups * dtype_bytes - groups * scheme.bits // 8
+
+
+def _is_loaded(name: str, shape: ModelShape) -> bool:
+    layer = _LAYER.match(name)
+    beyond = layer is not None and int(layer[1]) >= shape.n_layers
+    return not (beyond or name.endswith(_NOT_LOADED) or (shape.tied_embeddings and _is_head(name)))
 
 
 def _kind(name: str, tensor: TensorInfo) -> str:

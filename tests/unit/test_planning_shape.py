@@ -103,7 +103,12 @@ def test_a_key_of_another_kind_is_named(value):
 
 @pytest.mark.parametrize(
     "odd",
-    [{"is_encoder_decoder": True}, {"mamba_d_state": 16}, {"attention_chunk_size": 8192}],
+    [
+        {"is_encoder_decoder": True},
+        {"mamba_d_state": 16},
+        {"attention_chunk_size": 8192},
+        {"layer_types": ["full_attention", "linear_attention"]},
+    ],
 )
 def test_layers_without_a_formula_are_refused(odd):
     with pytest.raises(CheckpointError):

@@ -161,6 +161,16 @@ def test_a_tied_head_is_not_loaded():
     assert weights_from_tensors(tied, PLAIN, tensors).head_bytes == 0
 
 
+def test_layers_beyond_the_configured_number_are_not_loaded():
+    tensors = {
+        f"{prefix}layers.{layer}.mlp.up_proj.weight": tensor("BF16", 256, 64)
+        for prefix in ("model.", "language_model.model.", "vision_tower.encoder.")
+        for layer in (0, 1)
+    }
+    found = weights_from_tensors(SMALL, PLAIN, tensors)  # a model of one layer
+    assert found.linear_bytes == (1 + 1 + 2) * 256 * 64 * 2
+
+
 def test_scales_by_scheme():
     int8 = {f"{UP}.weight": tensor("I8", 256, 64), f"{UP}.weight_scale": tensor("BF16", 256, 1)}
     found = weights_from_tensors(SMALL, INT8, int8)
