@@ -15,7 +15,7 @@ export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 
-.PHONY: help demo serve family test test-fast check format bench-relay clean
+.PHONY: help demo serve family test test-fast test-gpu check format bench-relay clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test: check ## everything: check, unit, Serve with fake engines, real vLLM engin
 
 test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
 	$(PY) -m pytest tests/unit tests/architecture tests/contract
+
+test-gpu: $(READY) ## on one GPU, under 10 minutes, PROFILE=gpu: plan against bytes, starts, a killed neighbour
+	QUANTILE_GPU_TESTS_DEVICE=$${QUANTILE_GPU_TESTS_DEVICE:-gpu} $(PY) -m pytest tests/gpu -s
 
 check: $(READY) ## lint, format, types, architecture
 	ruff check .

@@ -76,7 +76,7 @@ def entry_of(
     args: VariantArgs, scheme: str, gpu: str, run: EngineRun, date: datetime.date, command: str
 ) -> CalibrationEntry:
     """The entry of a measured run. Raises InvalidRunError where its numbers do not add up."""
-    parts = largest([measured_parts(_memory(rank, run.held_bytes)) for rank in run.ranks])
+    parts = largest([measured_parts(memory_of(rank, run.held_bytes)) for rank in run.ranks])
     return CalibrationEntry.model_validate(
         {
             "checkpoint": args.checkpoint,
@@ -91,7 +91,11 @@ def entry_of(
     )
 
 
-def _memory(rank: Mapping[str, Any], held_bytes: Mapping[str, int]) -> EngineMemory:
+def memory_of(rank: Mapping[str, Any], held_bytes: Mapping[str, int]) -> EngineMemory:
+    """A rank's own report and what its process held by the driver's word.
+
+    Raises InvalidRunError unless the rank ran on a GPU that was watched.
+    """
     if rank["device"] != "cuda":
         raise InvalidRunError(
             f"the engine ran on {rank['device']}: this is vLLM's CPU build, whose memory says "
