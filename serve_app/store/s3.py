@@ -105,6 +105,8 @@ def _refused(place: str, error: Exception) -> CheckpointError:
         fix = f"no credentials ({error}): {_CREDENTIALS}"
     elif isinstance(error, EndpointConnectionError | ConnectTimeoutError):
         fix = f"{error}: check the network and AWS_ENDPOINT_URL"
+    elif isinstance(error, ValueError):
+        fix = f"{error}: give AWS_ENDPOINT_URL a whole address, such as http://minio:9000"
     else:
-        fix = f"{error}"
+        fix = f"{error}; try again, or check AWS_ENDPOINT_URL"
     return CheckpointError(f"cannot read {place}: {fix}")

@@ -14,7 +14,8 @@ from serve_app.domain.units import KIB, MIB
 from serve_app.store.source import Source
 
 FIRST_READ_BYTES = 128 * KIB
-"""Holds the whole header of nearly every file, so that one request per file is enough."""
+"""Holds the whole header of nearly every file, so that one request is enough: 97 % of those on the
+Hub are below 100 kB (huggingface_hub, `parse_safetensors_file_metadata`)."""
 _MAX_HEADER_BYTES = 100 * MIB  # the format's own limit
 
 

@@ -1,9 +1,12 @@
 """Our reader of GGUF headers against files by the writer of the `gguf` package."""
 
+import contextlib
 import struct
 
 import gguf
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.units import MIB
@@ -116,6 +119,24 @@ def test_no_more_is_read_than_the_header_needs(tmp_path, monkeypatch):
     header_bytes = gguf.GGUFReader(path).data_offset
     assert header_bytes <= sum(length for _, length in source.reads) < 2 * header_bytes
     assert header_bytes < path.stat().st_size / 10
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    arrays = {"k.list": [1, 2, 3], "k.names": ["a", "b"], "k.nested": [[1], [2]]}
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", plain=arrays)
+
+
+@given(data=st.data())
+def test_whatever_is_damaged_is_read_or_refused(whole, data):
+    raw = bytearray(whole.read_bytes())
+    header_bytes = gguf.GGUFReader(whole).data_offset
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, header_bytes - 1))] = data.draw(st.integers(0, 255))
+    damaged = whole.with_name("damaged.gguf")
+    damaged.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    with contextlib.suppress(CheckpointError):
+        read(damaged)
 
 
 @pytest.mark.parametrize("kept", [3, 4, 7, 20, 23, 24, 60, 300, 640])
