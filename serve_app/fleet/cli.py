@@ -24,55 +24,64 @@ from serve_app.planning.fleet import Pool
 from serve_app.planning.footprint import Calibration, EngineSizes
 from serve_app.store.facts_lock import facts_path, save_facts
 
+Config = Annotated[Path, typer.Argument(help="A Ray Serve config file.")]
+Gpu = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A GPU type of configs/gpus.yaml, or TYPE=COUNT; repeat for several. Variants may go "
+        "on any of them. Default: the types that the file names."
+    ),
+]
+Gpus = Annotated[
+    int | None, typer.Option(min=1, help="How many GPUs, where one --gpu names the type.")
+]
+GpusPerNode = Annotated[
+    int, typer.Option(min=1, help="GPUs of one node; tensor parallelism stays inside one.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Check the numbers as the file has them; for CI.")
+]
+Write = Annotated[bool, typer.Option("--write", help="Put the planned numbers into the file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else.")]
+Png = Annotated[Path | None, typer.Option(help="Draw the GPUs into this file.")]
+Refresh = Annotated[
+    bool, typer.Option("--refresh", help="Read the headers of remote checkpoints again.")
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Also: each GPU type as the only one, with its price.")
+]
+Assume = Annotated[
+    Path | None,
+    typer.Option(help="A config.json to compute weights from where no checkpoint is at hand."),
+]
+
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="A Ray Serve config file.")],
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A GPU type of configs/gpus.yaml, or TYPE=COUNT; repeat for several. Variants may "
-            "go on any of them. Default: the types that the file names."
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="How many GPUs, where one --gpu names the type.")
-    ] = None,
-    gpus_per_node: Annotated[
-        int, typer.Option(min=1, help="GPUs of one node; tensor parallelism stays inside one.")
-    ] = 1,
-    check: Annotated[
-        bool, typer.Option("--check", help="Only check the numbers in the file; for CI.")
-    ] = False,
-    write: Annotated[
-        bool, typer.Option("--write", help="Put the planned numbers into the file.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, nothing else.")] = False,
-    png: Annotated[Path | None, typer.Option(help="Draw the GPUs into this file.")] = None,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Read the headers of remote checkpoints again.")
-    ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also: each GPU type as the only one, with its price.")
-    ] = False,
-    assume: Annotated[
-        Path | None,
-        typer.Option(help="A config.json to compute weights from where no checkpoint is at hand."),
-    ] = None,
+    config: Config,
+    gpu: Gpu = None,
+    gpus: Gpus = None,
+    gpus_per_node: GpusPerNode = 1,
+    check: Check = False,
+    write: Write = False,
+    as_json: Json = False,
+    png: Png = None,
+    refresh: Refresh = False,
+    compare: Compare = False,
+    assume: Assume = None,
 ) -> None:
     """Compute each variant's memory from its checkpoint, and pack the replicas on GPUs.
 
     Starts nothing and reads no weights. Exit code 1 with need, have and the nearest fixes when it
     does not fit. Example: quantile plan configs/prod.yaml --gpu L4 --gpus 4 --png plan.png
     """
+    if check and (write or gpu):
+        raise ConfigError("--check takes the file as it is: leave out --write and --gpu")
     catalogue = load_gpus()
     types, pools = _pools(gpu or [], gpus, gpus_per_node, catalogue)
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, quiet=as_json)
     console.width = max(console.width, MIN_WIDTH)
     with Console(stderr=True).status(f"reading what {config} names"):
         file = read_fleet(config, refresh=refresh, assume=assume)
-    for each in file.variants:
-        if types is None and each.args.gpu is not None:
-            find_gpu(catalogue, each.args.gpu.type)
     if not file.variants:
         raise ConfigError(f"{config} has no variant that runs on vLLM: there is nothing to plan")
     calibrate = partial(_calibrated, load_calibration())
@@ -81,22 +90,17 @@ def plan(
     )
     if as_json:
         typer.echo(json.dumps(fleet_json(fleet), indent=1))
-    else:
-        _print(console, file, fleet)
+    _print(console, file, fleet)
     if compare:
-        console.print("\nthe minimum replicas on one GPU type alone, the cheapest first:")
-        on_all = plan_fleet(file.variants, catalogue, {}, types=list(catalogue))
-        for line in compare_types(on_all):
-            console.print(line)
+        _compare(console, file, catalogue)
     if png:
         draw_fleet(fleet, png)
-        console.print(f"drawn: {png}", style="dim") if not as_json else None
+        console.print(f"drawn: {png}")
     problem = misfit(fleet)
     if problem:
         raise PlanError(problem)
     if check:
-        for line in check_written(fleet):
-            console.print(line)
+        console.print(*check_written(fleet), sep="\n")
     if write or refresh:
         _save_facts(console, file)
     if write:
@@ -131,6 +135,12 @@ def _print(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
         console.print(f"not planned (fake engines): {', '.join(file.unplanned)}", style="dim")
 
 
+def _compare(console: Console, file: FleetFile, catalogue: dict[str, GpuProfile]) -> None:
+    console.print("\nthe minimum replicas on one GPU type alone, the cheapest first:")
+    on_each = plan_fleet(file.variants, catalogue, {}, types=list(catalogue))
+    console.print(*compare_types(on_each), sep="\n")
+
+
 def _write(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
     planned = {}
     for each in fleet.variants:
@@ -140,8 +150,8 @@ def _write(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
                 "engine": chosen.engine_settings(),
                 "gpu": {"type": chosen.gpu.name, "fraction": chosen.fraction},
             }
-    lines = write_planned(file.path, planned)
-    console.print(f"{file.path}: {lines} lines changed")
+    changed = write_planned(file.path, planned)
+    console.print(f"{file.path}: {'written' if changed else 'has these numbers already'}")
 
 
 def _save_facts(console: Console, file: FleetFile) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from serve_app.config.gpus import find_gpu
 from serve_app.config.replicas import ReplicaBounds
 from serve_app.config.schema import VariantArgs
 from serve_app.config.sizing import cache_wish, engine_sizes, variant_plan
@@ -125,7 +126,7 @@ def _plans(
     sizes = engine_sizes(args.engine, facts)
     plans, refused, notes = {}, {}, {}
     for name in types:
-        gpu = gpus[name]
+        gpu = find_gpu(gpus, name)
         support = check_support(
             facts.scheme, gpu, args.engine.dtype, args.engine.kv_cache_dtype, facts.shape
         )

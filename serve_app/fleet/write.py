@@ -19,6 +19,9 @@ from serve_app.domain.errors import ConfigError
 Planned = Mapping[str, Mapping[str, Any]]
 """Sections of a variant's args (`engine`, `gpu`) and the scalars to set in them."""
 
+_Values = dict[int, dict[str, str]]
+"""Scalars of mapping nodes, by the node's identity, as they will stand after the edits."""
+
 _ALIAS = re.compile(r"\s*:\s*(\*[^\s,\[\]{}]+)")
 
 
@@ -30,8 +33,8 @@ class _Edit:
     column: int = 0
 
 
-def write_planned(path: Path, planned: Mapping[str, Planned]) -> int:
-    """Set the planned numbers of each variant, by its name; returns how many places changed.
+def write_planned(path: Path, planned: Mapping[str, Planned]) -> bool:
+    """Set the planned numbers of each variant, by its name; whether that changed the file.
 
     Raises ConfigError when the file does not hold one of the variants.
     """
@@ -41,9 +44,7 @@ def write_planned(path: Path, planned: Mapping[str, Planned]) -> int:
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text(after)
         temporary.replace(path)
-    return sum(
-        old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=False)
-    ) + abs(len(after.splitlines()) - len(before.splitlines()))
+    return after != before
 
 
 def set_planned(text: str, planned: Mapping[str, Planned]) -> str:
@@ -53,9 +54,10 @@ def set_planned(text: str, planned: Mapping[str, Planned]) -> str:
     missing = [name for name in planned if name not in found]
     if missing:
         raise ConfigError(f"the file has no variant {', '.join(missing)}; has {', '.join(found)}")
-    for name, sections in planned.items():
-        for section, values in sections.items():
-            edits += _set_section(text, found[name], section, values)
+    values: _Values = {}
+    for name in (name for name in found if name in planned):  # as in the file: anchors come first
+        for section, wished in planned[name].items():
+            edits += _set_section(text, found[name], section, wished, values)
     # From the end; of insertions in one place the outermost first, so that it ends up last.
     edits.reverse()
     for edit in sorted(edits, key=lambda edit: (-edit.start, edit.column)):
@@ -86,32 +88,45 @@ def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
 
 
 def _set_section(
-    text: str, args: yaml.MappingNode, section: str, values: Mapping[str, Any]
+    text: str, args: yaml.MappingNode, section: str, wished: Mapping[str, Any], values: _Values
 ) -> list[_Edit]:
     pair = next((pair for pair in _pairs(args) if pair[0].value == section), None)
     if pair is None:
-        return [_insertion(text, args, f"{section}: {{{_flow(values)}}}")]
+        return [_insertion(text, args, f"{section}: {{{_flow(wished)}}}")]
     key, node = pair
-    if node.start_mark.index < key.start_mark.index:
-        return _extend_alias(text, key, values)
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"`{section}` is no mapping: {text[key.start_mark.index :][:60]!r}")
+    have = _values_of(node, values)
+    changed = {name: value for name, value in wished.items() if have.get(name) != _scalar(value)}
+    if node.start_mark.index < key.start_mark.index:
+        return [_extend_alias(text, key, changed)] if changed else []
+    own = {name.value: value for name, value in node.value}
     edits = []
-    known = {name.value: value for name, value in node.value}
-    for name, value in values.items():
-        if name not in known:
-            edits.append(_insertion(text, node, f"{name}: {_scalar(value)}"))
-        elif known[name].value != _scalar(value):
-            place = known[name]
+    for name, value in changed.items():
+        have[name] = _scalar(value)
+        if name in own:
+            place = own[name]
             edits.append(_Edit(place.start_mark.index, place.end_mark.index, _scalar(value)))
+        else:
+            edits.append(_insertion(text, node, f"{name}: {_scalar(value)}"))
     return edits
 
 
-def _extend_alias(text: str, key: yaml.Node, values: Mapping[str, Any]) -> list[_Edit]:
+def _values_of(node: yaml.MappingNode, values: _Values) -> dict[str, str]:
+    """The mapping's scalars as they will stand, those that it merges (`<<`) included."""
+    if id(node) not in values:
+        merged = _child(node, "<<")
+        inherited = _values_of(merged, values) if isinstance(merged, yaml.MappingNode) else {}
+        own = {name.value: value.value for name, value in node.value if name.value != "<<"}
+        values[id(node)] = inherited | own
+    return values[id(node)]
+
+
+def _extend_alias(text: str, key: yaml.Node, values: Mapping[str, Any]) -> _Edit:
     alias = _ALIAS.match(text, key.end_mark.index)
     if alias is None:
         raise ConfigError(f"`{key.value}` is an alias in a form that --write does not know")
-    return [_Edit(alias.start(1), alias.end(1), f"{{<<: {alias[1]}, {_flow(values)}}}")]
+    return _Edit(alias.start(1), alias.end(1), f"{{<<: {alias[1]}, {_flow(values)}}}")
 
 
 def _insertion(text: str, mapping: yaml.MappingNode, entry: str) -> _Edit:

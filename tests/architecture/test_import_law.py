@@ -14,7 +14,7 @@ LAYERS = (
     {"domain"},
     {"planning", "routing", "rollout", "scaling", "reference data"},
     {"config", "engines", "node", "store", "telemetry"},
-    {"serving", "quantize", "evaluate", "advise", "reference", "calibrate"},
+    {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
     {"app", "cli", "demo"},
 )
 """A package imports from its own layer and from those before it; packages form no cycle."""
@@ -61,7 +61,7 @@ EDGES = {
     "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
     "locust": {"loadtests.locustfile", "loadtests.pacer"},
     "gevent": {"loadtests.locustfile", "loadtests.pacer"},
-    "matplotlib": {"loadtests.plot"},
+    "matplotlib": {"loadtests.plot", "serve_app.fleet.picture"},
 }
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
