@@ -39,6 +39,9 @@ test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
 test-gpu: $(READY) ## on one GPU, under 10 minutes, PROFILE=gpu: plan against bytes, starts, a killed neighbour
 	QUANTILE_GPU_TESTS_DEVICE=$${QUANTILE_GPU_TESTS_DEVICE:-gpu} $(PY) -m pytest tests/gpu -s
 
+test-starts: family ## four engines started at once, 20 times, replicas killed: about 15 minutes
+	QUANTILE_TEST_START_ROUNDS=20 $(PY) -m pytest -s tests/engine_cpu/test_start_gate.py
+
 check: $(READY) ## lint, format, types, architecture
 	ruff check .
 	ruff format --check .

@@ -1,4 +1,8 @@
-"""What vLLM runs at the start of every process of an engine (entry point `vllm.general_plugins`).
+"""What vLLM runs at the start of every process of an engine.
+
+As the entry point `vllm.platform_plugins`, while the process imports vLLM, and again as
+`vllm.general_plugins`, which an engine core loads only after it has shaken hands with its replica:
+if that has died meanwhile, it waits five minutes for the answer.
 
 1. On CPUs with AMX the kernel must be asked for the tile registers in each process, or the first
    matrix product dies with SIGILL.
@@ -19,9 +23,18 @@ from serve_app.node.registry import register_engine_process
 _PR_SET_PDEATHSIG = 1
 
 
+def platform() -> None:
+    """Called by vLLM when it asks which platforms there are; answers that this is none."""
+    _belong_to_replica()
+
+
 def register() -> None:
     """Called by vLLM, possibly several times in one process: every step may be repeated."""
     _request_amx()
+    _belong_to_replica()
+
+
+def _belong_to_replica() -> None:
     _die_with_parent()
     register_engine_process()
 
