@@ -15,7 +15,7 @@ export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 
-.PHONY: help demo serve family test test-fast test-gpu check format bench-relay clean
+.PHONY: help demo serve family test test-fast test-gpu test-starts check format bench-relay clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

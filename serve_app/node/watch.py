@@ -55,6 +55,12 @@ class MemoryWatch:
         self._sleep = sleep
         self._told: set[tuple[str, str]] = set()
 
+    def start(self) -> asyncio.Task[None]:
+        """`run` as a task to be cancelled; what else ends it is logged."""
+        task = asyncio.create_task(self.run())
+        task.add_done_callback(_log_failure)
+        return task
+
     async def run(self) -> None:
         """Sample every 10 s; a device that cannot be asked is told once and asked again."""
         while True:
@@ -107,3 +113,8 @@ class MemoryWatch:
         if (key, topic) not in self._told:
             self._told.add((key, topic))
             logger.warning(message)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("the memory watch ended", exc_info=error)

@@ -86,7 +86,7 @@ class VariantServer:
         facts = checkpoint_facts(str(spec.checkpoint_dir), dtype_bytes)
         metrics = ServeMemoryMetrics(self._args.name)
         engine, watch = await start_in_turn(self._args, spec, facts, metrics)
-        self._watch = asyncio.create_task(watch.run())
+        self._watch = watch.start()
         return engine
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

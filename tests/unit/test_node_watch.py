@@ -104,10 +104,20 @@ async def test_it_samples_until_it_is_cancelled(metrics):
             thrice.set()
             await asyncio.sleep(3600)
 
-    task = asyncio.create_task(watch([FakeDevice()], metrics, sleep=sleep).run())
+    task = watch([FakeDevice()], metrics, sleep=sleep).start()
     await thrice.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert slept == [EVERY_S] * 3
     assert len(metrics.values) == 6
+
+
+async def test_a_watch_that_fails_is_in_the_log(metrics, caplog):
+    device = FakeDevice()
+    device.used = ZeroDivisionError("a bug")
+    task = watch([device], metrics).start()
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert caplog.messages == ["the memory watch ended"]
+    assert "a bug" in caplog.text
