@@ -40,6 +40,7 @@ class LocalServe:
     """`serve run CONFIG` as a context manager: inside it, every variant with a share is ready.
 
     Leaving it ends Serve, the engines and Ray, however it is left. `log` takes all their output.
+    With the `address` of a Ray that runs already, that Ray stays.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LocalServe:
         log: Path,
         ready_timeout_s: float = 300.0,
         environ: Mapping[str, str] | None = None,
+        address: str = "local",
     ) -> None:
         http_options = load_serve_file(config).get("http_options") or {}
         if not isinstance(http_options, dict):
@@ -57,6 +59,7 @@ class LocalServe:
         self._config = config
         self._log = log
         self._ready_timeout_s = ready_timeout_s
+        self._address = address
         self._environ = {**SERVE_ENV, **os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -71,7 +74,7 @@ class LocalServe:
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C reaches us, and we end it in good order.
             self._process = subprocess.Popen(
-                [_program("serve"), "run", "--address", "local", str(self._config)],
+                [_program("serve"), "run", "--address", self._address, str(self._config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environ,
