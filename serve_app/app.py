@@ -9,6 +9,7 @@ from ray.serve import Application
 
 from serve_app.config.schema import RouterArgs, VariantArgs
 from serve_app.serving.placement import actor_options
+from serve_app.serving.start import require_planned_share
 from serve_app.serving.variant_router import VariantRouter as _VariantRouter
 from serve_app.serving.variant_server import VariantServer as _VariantServer
 from serve_app.serving.variant_server import preflight_if_local
@@ -39,4 +40,5 @@ def variant(args: VariantArgs) -> Application:
     Raises CheckpointError or PlanError before any replica starts.
     """
     preflight_if_local(args)
+    require_planned_share(args)
     return VariantServer.options(ray_actor_options=actor_options(args)).bind(args)

@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from serve_app.config.parse import parse
 from serve_app.config.schema import StrictModel
+from serve_app.config.sizing import Calibrations
 from serve_app.domain.errors import ConfigError
 from serve_app.planning.footprint import Calibration, EngineSizes
 from serve_app.planning.measured import combine, usable_for
@@ -101,6 +102,12 @@ def load_calibration(path: Path | None = None) -> CalibrationTable:
     if not isinstance(content, list):
         raise ConfigError(f"{file} is no calibration: it needs a list of entries")
     return CalibrationTable(tuple(_entry(item, i, file) for i, item in enumerate(content, 1)))
+
+
+def calibrations(path: Path | None = None) -> Calibrations:
+    """What was measured with the installed vLLM. Raises ConfigError as `load_calibration`."""
+    table, vllm = load_calibration(path), installed_vllm()
+    return lambda uri, gpu, sizes: table(uri, gpu, vllm, sizes)
 
 
 def _entry(values: Any, number: int, file: Path) -> CalibrationEntry:

@@ -1,5 +1,7 @@
 """From a variant's arguments to its memory plan, and the check that its share covers the plan."""
 
+from collections.abc import Callable
+
 from serve_app.config.schema import EngineSettings, VariantArgs
 from serve_app.domain.errors import PlanError
 from serve_app.domain.gpu import GpuProfile
@@ -7,6 +9,9 @@ from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import Calibration, EngineSizes, footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
+
+Calibrations = Callable[[str, str, EngineSizes], Calibration | None]
+"""From a checkpoint's uri, a GPU type and the sizes to what was measured there."""
 
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -58,12 +63,16 @@ def variant_plan(
     args: VariantArgs,
     facts: CheckpointFacts,
     gpu: GpuProfile,
-    calibration: Calibration | None = None,
+    calibrations: Calibrations | None = None,
     wish: CacheWish | None = None,
 ) -> MemoryPlan:
-    """The plan of one variant on one GPU type. Raises PlanError."""
+    """The plan of one variant on one GPU type; measured bytes replace estimates. Raises PlanError.
+
+    `wish` is as the file has it unless given.
+    """
     sizes = engine_sizes(args.engine, facts)
-    parts = footprint(facts, sizes, gpu, calibration)
+    measured = calibrations(args.checkpoint, gpu.name, sizes) if calibrations else None
+    parts = footprint(facts, sizes, gpu, measured)
     return plan_memory(args.name, gpu, sizes, parts, wish or cache_wish(args))
 
 

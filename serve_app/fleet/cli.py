@@ -1,14 +1,13 @@
 """`quantile plan`: what the variants of a config file take, where they go, and whether they fit."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from serve_app.config.calibration import VLLM_VERSION, CalibrationTable, load_calibration
+from serve_app.config.calibration import calibrations
 from serve_app.config.gpus import find_gpu, load_gpus
 from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
@@ -21,7 +20,6 @@ from serve_app.fleet.summary import compare_types, misfit, summary_lines
 from serve_app.fleet.table import MIN_WIDTH, fleet_table
 from serve_app.fleet.write import write_planned
 from serve_app.planning.fleet import Pool
-from serve_app.planning.footprint import Calibration, EngineSizes
 from serve_app.store.facts_lock import facts_path, save_facts
 
 Config = Annotated[Path, typer.Argument(help="A Ray Serve config file.")]
@@ -84,9 +82,13 @@ def plan(
         file = read_fleet(config, refresh=refresh, assume=assume)
     if not file.variants:
         raise ConfigError(f"{config} has no variant that runs on vLLM: there is nothing to plan")
-    calibrate = partial(_calibrated, load_calibration())
     fleet = plan_fleet(
-        file.variants, catalogue, pools, types=types, as_written=check, calibrate=calibrate
+        file.variants,
+        catalogue,
+        pools,
+        types=types,
+        as_written=check,
+        calibrations=calibrations(),
     )
     if as_json:
         typer.echo(json.dumps(fleet_json(fleet), indent=1))
@@ -158,9 +160,3 @@ def _save_facts(console: Console, file: FleetFile) -> None:
     if file.facts:
         save_facts(facts_path(file.path), file.facts)
         console.print(f"{facts_path(file.path)}: facts of {len(file.facts)} checkpoints")
-
-
-def _calibrated(
-    table: CalibrationTable, uri: str, gpu: str, sizes: EngineSizes
-) -> Calibration | None:
-    return table(uri, gpu, VLLM_VERSION, sizes)

@@ -1,25 +1,21 @@
 """The plan of a whole config file: each variant's bytes on each GPU type, and who sits where."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.config.gpus import find_gpu
 from serve_app.config.replicas import ReplicaBounds
 from serve_app.config.schema import VariantArgs
-from serve_app.config.sizing import cache_wish, engine_sizes, variant_plan
+from serve_app.config.sizing import Calibrations, cache_wish, variant_plan
 from serve_app.domain.errors import PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.fixes import nearest_fixes
 from serve_app.planning.fleet import Demand, Packing, Pool
-from serve_app.planning.footprint import Calibration, EngineSizes
 from serve_app.planning.packing import pack
 from serve_app.planning.plan import MemoryPlan
 from serve_app.planning.support import check_support
-
-Calibrate = Callable[[str, str, EngineSizes], Calibration | None]
-"""From a checkpoint's uri, a GPU type and the sizes to what was measured there."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def plan_fleet(
     *,
     types: Sequence[str] | None = None,
     as_written: bool = False,
-    calibrate: Calibrate = lambda uri, gpu, sizes: None,
+    calibrations: Calibrations | None = None,
 ) -> FleetPlan:
     """Plan every variant on its own GPU type, or on any of `types`, and pack the replicas.
 
@@ -87,7 +83,7 @@ def plan_fleet(
     was asked for (`concurrency`) is computed anew.
     """
     planned = tuple(
-        _plans(variant, gpus, types or _own_type(variant), as_written, calibrate)
+        _plans(variant, gpus, types or _own_type(variant), as_written, calibrations)
         for variant in variants
     )
     names = list(types or dict.fromkeys(_own_type(variant)[0] for variant in variants))
@@ -119,11 +115,10 @@ def _plans(
     gpus: Mapping[str, GpuProfile],
     types: Sequence[str],
     as_written: bool,
-    calibrate: Calibrate,
+    calibrations: Calibrations | None,
 ) -> VariantPlans:
     args, facts = variant.args, variant.facts
     wish = cache_wish(args, as_written=as_written)
-    sizes = engine_sizes(args.engine, facts)
     plans, refused, notes = {}, {}, {}
     for name in types:
         gpu = find_gpu(gpus, name)
@@ -136,7 +131,7 @@ def _plans(
         if support.reason:
             notes[name] = support.reason
         try:
-            plan = variant_plan(args, facts, gpu, calibrate(facts.uri, name, sizes), wish)
+            plan = variant_plan(args, facts, gpu, calibrations, wish)
         except PlanError as error:
             refused[name] = str(error)
             continue

@@ -66,7 +66,7 @@ def read_fleet(
             continue
         progress(uri)
         if not is_remote(uri):
-            facts[uri] = checkpoint_facts(uri)
+            facts[uri] = checkpoint_facts(uri, 4 if args.engine.dtype == "float32" else 2)
         elif assumed is not None and (refresh or uri not in known):
             facts[uri] = _assumed_facts(args, assumed)
         elif refresh or uri not in known:

@@ -2,9 +2,10 @@
 
 import math
 
+from serve_app.config.calibration import calibrations
 from serve_app.config.gpus import find_gpu, load_gpus, recognise_gpu
 from serve_app.config.schema import VariantArgs
-from serve_app.config.sizing import engine_sizes, variant_plan
+from serve_app.config.sizing import engine_sizes, require_share, variant_plan
 from serve_app.domain.errors import PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import BP_TOTAL, format_bytes
@@ -24,10 +25,27 @@ from serve_app.node.runtime import runtime_dir
 from serve_app.node.watch import MemoryMetrics, MemoryWatch
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import host_footprint
+from serve_app.planning.support import check_support
 from serve_app.serving.placement import assigned_fraction
+from serve_app.store.facts import checkpoint_facts
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own: what it takes of a device where the file states neither bytes nor a share."""
+
+
+def require_planned_share(args: VariantArgs) -> None:
+    """Refuse a share of the planned GPU type that does not cover the plan, before a replica starts.
+
+    Raises PlanError, or CheckpointError where the checkpoint cannot be read.
+    """
+    if args.gpu is None or args.engine.kind == "fake":
+        return
+    facts, gpu = checkpoint_facts(args.checkpoint), find_gpu(load_gpus(), args.gpu.type)
+    engine = args.engine
+    support = check_support(facts.scheme, gpu, engine.dtype, engine.kv_cache_dtype, facts.shape)
+    if not support.runs:
+        raise PlanError(f"variant {args.name}: {support.reason}: {support.fix}")
+    require_share(args, variant_plan(args, facts, gpu, calibrations()))
 
 
 async def start_in_turn(
@@ -77,7 +95,7 @@ def gpu_need_bytes(args: VariantArgs, facts: CheckpointFacts, card: GpuProfile) 
 
     Raises PlanError if its cache cannot hold one request.
     """
-    plan = variant_plan(args, facts, card)
+    plan = variant_plan(args, facts, card, calibrations())
     if args.engine.kv_cache_memory_bytes is None:  # the context comes on top of vLLM's share
         return _share_of(card.usable_bytes, args) + plan.footprint.context.bytes
     return plan.need_bytes

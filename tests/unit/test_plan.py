@@ -104,7 +104,11 @@ def test_a_tensor_parallel_variant_takes_whole_gpus():
 
 
 def test_measured_values_replace_estimates_and_say_so():
-    plan = variant_plan(args(), facts_of(AWQ), L4, Calibration(activation_bytes=7 * MIB))
+    def calibrations(uri, gpu, sizes):
+        assert (uri, gpu, sizes.max_num_seqs) == ("s3://models/x", "L4", 32)
+        return Calibration(activation_bytes=7 * MIB)
+
+    plan = variant_plan(args(), facts_of(AWQ), L4, calibrations)
     assert plan.footprint.activation == Part(7 * MIB, Source.MEASURED)
     assert plan.footprint.weights.source is Source.CONFIG
 
