@@ -74,6 +74,21 @@ def how_many_more(packing: Packing, demand: Demand, gpu: str | None = None) -> i
     return _fitting(_free_bp(packing, pools[name]), pools[name], demand)
 
 
+def room_for_each(packing: Packing) -> dict[str, int]:
+    """As `how_many_more`, for every variant of the packing, each as if it alone got the room."""
+    room = {}
+    for use in packing.types:
+        free = _free_bp(packing, use.pool)
+        kinds = Counter(free)
+        for demand in use.demands:
+            room[demand.name] = (
+                sum(bp // demand.size_bp * gpus for bp, gpus in kinds.items())
+                if demand.gpus == 1
+                else _fitting(free, use.pool, demand)
+            )
+    return room
+
+
 def _fitting(free: Sequence[int], pool: Pool, demand: Demand) -> int:
     if demand.gpus == 1:
         return sum(bp // demand.size_bp for bp in free)

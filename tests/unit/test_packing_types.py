@@ -8,6 +8,7 @@ import pytest
 from serve_app.planning.options import options_of
 from serve_app.planning.packing import Demand, Pool, pack
 from serve_app.planning.type_costs import cost_bound, costs_of
+from serve_app.planning.type_search import search_types
 from tests.unit.test_packing import check, demand, fewest_by_trying
 
 GPU = 10_000
@@ -159,3 +160,17 @@ def test_many_variants_are_near_the_bound(seed):
     assert not packing.unplaced
     bound = packing.lower_bound_usd_per_hour
     assert bound <= packing.price_usd_per_hour <= 1.15 * bound + 0.8
+
+
+def test_a_search_that_cannot_pack_claims_no_more_than_it_knows(monkeypatch):
+    """4+3+3 twice: without steps for the bins it has three GPUs, and knows that two may do."""
+    demands = [demand("four", 4_000, 2), demand("three", 3_000, 4)]
+    pools = [Pool("L4", 9), Pool("H100", 9)]
+    sizes = {"four": {"L4": 4_000}, "three": {"L4": 3_000, "H100": 9_000}}
+    options, _ = options_of(demands, pools, sizes)
+    start = {"four": 0, "three": 0}
+    assert search_types(options, pools, [1, 1], 0, start) == (start, 2)
+    monkeypatch.setattr("serve_app.planning.type_search.BIN_BUDGET", 0)
+    assert search_types(options, pools, [1, 1], 0, start) == (start, 2)
+    monkeypatch.setattr("serve_app.planning.type_search.STEPS", 1)
+    assert search_types(options, pools, [1, 1], 1, start) == (start, 1)

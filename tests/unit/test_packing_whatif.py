@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from serve_app.domain.errors import PlanError
 from serve_app.planning.packing import Demand, Pool, pack
-from serve_app.planning.whatif import cheapest, how_many_more, update_headroom
-from tests.unit.test_packing import SIZES, demand
+from serve_app.planning.whatif import cheapest, how_many_more, room_for_each, update_headroom
+from tests.unit.test_packing import DEMANDS, SIZES, demand
 
 GPU = 10_000
 
@@ -58,6 +58,14 @@ def test_more_of_a_team_counts_whole_nodes():
     packing = pack([demand("a", 100)], [Pool("L4", 7, 2)])
     assert how_many_more(packing, demand("team", 2 * GPU, gpus=2)) == 3  # "a" is on the odd GPU
     assert how_many_more(packing, demand("a", 100)) == 6 * 100 + 99
+
+
+@given(DEMANDS, st.integers(0, 9), st.sampled_from([1, 2, 4]))
+@settings(deadline=None)
+def test_room_for_each_is_what_each_alone_is_told(demands, gpus, width):
+    packing = pack(demands, [Pool("L4", gpus, gpus_per_node=width)])
+    homes = [d for use in packing.types for d in use.demands]
+    assert room_for_each(packing) == {d.name: how_many_more(packing, d) for d in homes}
 
 
 def test_more_on_which_type():
