@@ -14,7 +14,7 @@ from serve_app.fleet.plan import (
 from serve_app.planning.any_order import any_order_gpus
 from serve_app.planning.fleet import TypeUse
 from serve_app.planning.plan import DEFAULT_CONCURRENCY
-from serve_app.planning.whatif import cheapest, how_many_more, update_headroom
+from serve_app.planning.whatif import cheapest, room_for_each, update_headroom
 
 _MOST_NAMED = 8
 _SHRINK_STEPS = 20
@@ -32,12 +32,7 @@ def summary_lines(fleet: FleetPlan) -> Iterator[str]:
     if price is not None and floor is not None:
         proof = "proven cheapest" if fleet.packing.exact else f"at least {floor:,.2f} in any case"
         yield f"price of the minimum replicas: {price:,.2f} USD per hour ({proof})"
-    more = [
-        f"{demand.name} +{count}"
-        for use in fleet.packing.types
-        for demand in use.demands
-        if (count := how_many_more(fleet.packing, demand))
-    ]
+    more = [f"{name} +{count:,}" for name, count in room_for_each(fleet.packing).items() if count]
     yield f"each alone still has room for: {_named(more) or 'no further replica of any variant'}"
     yield from _updates(fleet)
     for each in fleet.variants[:_MOST_NAMED]:
@@ -58,21 +53,26 @@ def _gpus(use: TypeUse) -> str:
 
 
 def _any_order(use: TypeUse) -> Iterator[str]:
-    """Ray places replicas as they come, so the best packing is no promise."""
+    """Ray places replicas as they come and moves none, so the best packing is no promise."""
     try:
-        order = any_order_gpus(use.demands, use.pool)
+        at_start = any_order_gpus(use.demands, use.pool)
+        at_most = any_order_gpus(
+            use.demands, use.pool, {demand.name: demand.maximum for demand in use.demands}
+        )
     except PlanError:
         return  # what fits no node is reported as unplaced
-    if order.enough:
-        yield "  in whatever order Ray starts them, each finds a place"
-    else:
+    if not at_start.enough:
         yield (
-            f"  Ray places replicas as they come: {order.gpus:,} GPUs hold them in any order, with "
-            f"{use.needed_gpus:,} the last may have to wait"
+            f"  Ray places replicas as they come: {at_start.gpus:,} GPUs hold them in any order, "
+            f"with {use.needed_gpus:,} the last may have to wait"
         )
-    if order.may_strand:
+    elif at_start.guaranteed:
+        yield "  in whatever order Ray starts them, each finds a place"
+    if at_most.gpus > use.pool.count:
+        yield f"  all at their maximum replicas: {at_most.gpus:,} GPUs hold them in any order"
+    if at_start.may_strand:
         yield (
-            f"  on nodes of several GPUs Ray may hold back {_named(order.may_strand)} beside a "
+            f"  on nodes of several GPUs Ray may hold back {_named(at_start.may_strand)} beside a "
             "free GPU (ray #52133): nodes of one GPU have no such case"
         )
 

@@ -32,18 +32,17 @@ class TypeCost:
 def cheapest(
     demands: Sequence[Demand], pools: Sequence[Pool], sizes: SizesByType | None = None
 ) -> tuple[TypeCost, ...]:
-    """Every GPU type with what it takes, however many there are of it, the best first.
+    """Every GPU type with what it takes, however many there are of it, the cheapest first.
 
-    By price if every possible type has one, else by number of GPUs; impossible types come last.
+    Types without a price follow, by number of GPUs; impossible ones come last.
     """
-    costs = [_on_one_type(demands, pool, sizes) for pool in pools]
-    priced = all(cost.price_usd_per_hour is not None for cost in costs if cost.gpus is not None)
 
-    def rank(cost: TypeCost) -> tuple[bool, float, str]:
-        value = cost.price_usd_per_hour if priced else cost.gpus
-        return cost.gpus is None, value or 0, cost.gpu
+    def rank(cost: TypeCost) -> tuple[bool, bool, float, str]:
+        price = cost.price_usd_per_hour
+        value = cost.gpus or 0 if price is None else price
+        return cost.gpus is None, price is None, value, cost.gpu
 
-    return tuple(sorted(costs, key=rank))
+    return tuple(sorted((_on_one_type(demands, pool, sizes) for pool in pools), key=rank))
 
 
 def _on_one_type(demands: Sequence[Demand], pool: Pool, sizes: SizesByType | None) -> TypeCost:

@@ -23,13 +23,13 @@ def test_the_cheapest_type_comes_first():
     assert t4.reason == "a: T4 cannot run it"
 
 
-def test_without_prices_the_fewest_gpus_come_first():
+def test_types_without_a_price_follow_those_with_one():
     demands = [demand("a", GPU, 4)]
     sizes = {"a": {"L4": 9_000, "H100": 2_500}}
     costs = cheapest(demands, [Pool("L4", 1, 1, 1.0), Pool("H100", 1)], sizes)
     assert [(c.gpu, c.gpus, c.price_usd_per_hour) for c in costs] == [
-        ("H100", 1, None),
         ("L4", 4, 4.0),
+        ("H100", 1, None),
     ]
 
 
