@@ -73,6 +73,11 @@ class VariantDirectory:
         """Whether the variant has no replica on purpose: a request wakes it."""
         return name in self._asleep
 
+    def has_woken(self, name: str) -> None:
+        """The variant answered: that is newer than Serve's last word on it."""
+        self._asleep -= {name}
+        self._ready[name] = True
+
     def is_ready(self, name: str) -> bool:
         """Whether the last probe found the variant ready."""
         return self._ready.get(name, False)

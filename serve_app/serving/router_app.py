@@ -189,9 +189,11 @@ class RouterApp:
         limit_s = self._args.wake_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._relay.ask(variant, scope, body)
+                answer = await self._relay.ask(variant, scope, body)
         except TimeoutError:
             raise VariantBusyError(f"it slept, and is not awake after {limit_s:.0f} s") from None
+        self._directory.has_woken(variant)
+        return answer
 
     async def _ready(self, send: Send) -> None:
         waiting = self._directory.not_ready(self._current_split().serving)

@@ -135,6 +135,12 @@ class TestSleepers:
         await asyncio.sleep(0.05)
         assert directory.known_down() == set()
 
+    async def test_an_answer_is_newer_than_what_serve_said_last(self, sleepers, directory):
+        sleepers.asleep = None
+        directory.has_woken("z")
+        assert directory.is_ready("z") and not directory.is_asleep("z")
+        assert directory.known_down() == set()
+
     async def test_while_nothing_can_be_known_what_was_known_stands(self, sleepers, directory):
         sleepers.asleep = None
         await asyncio.sleep(0.05)
