@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 
-from serve_app.node.registry import register_engine_process
+from serve_app.node.processes import is_alive
+from serve_app.node.registry import owner_of_this_process, register_engine_process
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,8 +36,9 @@ def register() -> None:
 
 
 def _belong_to_replica() -> None:
-    _die_with_parent()
-    register_engine_process()
+    if sys.platform.startswith("linux"):
+        _die_with_parent()
+        register_engine_process()
 
 
 def _request_amx() -> None:
@@ -47,10 +49,14 @@ def _request_amx() -> None:
 
 
 def _die_with_parent() -> None:
-    """Only in vLLM's own child processes; the replica itself belongs to Ray."""
-    parent = multiprocessing.parent_process()
-    if parent is None or not sys.platform.startswith("linux"):
+    """Only in vLLM's own child processes; the replica itself belongs to Ray.
+
+    While a spawned process imports vLLM, multiprocessing has not told it its parent yet.
+    """
+    parent, owner = multiprocessing.parent_process(), owner_of_this_process()
+    if parent is None and owner is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent.pid:  # the parent died before the kernel was asked
-        os.kill(os.getpid(), signal.SIGKILL)
+    is_orphan = parent is not None and os.getppid() != parent.pid
+    if is_orphan or (owner is not None and not is_alive(owner.process)):
+        os.kill(os.getpid(), signal.SIGKILL)  # they died before the kernel was asked

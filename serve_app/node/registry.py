@@ -62,17 +62,22 @@ def announce_owner(variant: str, devices: tuple[str, ...], planned: int, directo
     os.environ[OWNER] = msgspec.json.encode(owner).decode()
 
 
+def owner_of_this_process() -> EngineOwner | None:
+    """The replica that this process was started for; None in a replica, and outside of QuanTile."""
+    announced = os.environ.get(OWNER)
+    if announced is None:
+        return None
+    owner = msgspec.json.decode(announced, type=EngineOwner)
+    return None if owner.process == this_process() else owner
+
+
 def register_engine_process() -> None:
-    """Record the calling process, if a replica announced itself and this is not that replica.
+    """Record the calling process, if it was started for a replica.
 
     May be called again. Raises OSError if the record cannot be written.
     """
-    announced = os.environ.get(OWNER)
-    if announced is None:
-        return
-    owner = msgspec.json.decode(announced, type=EngineOwner)
-    process = this_process()
-    if process == owner.process:
+    owner, process = owner_of_this_process(), this_process()
+    if owner is None:
         return
     folder = Path(owner.directory) / _RECORDS
     folder.mkdir(mode=0o700, exist_ok=True)
