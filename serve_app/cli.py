@@ -49,11 +49,11 @@ def check(
     Starts nothing. Example: quantile check configs/local.yaml
     """
     from serve_app.config.serve_file import check_serve_file
-    from serve_app.serving.variant_server import preflight
+    from serve_app.serving.variant_server import inspect_variant
 
     console = Console(markup=False, highlight=False)
     for args in check_serve_file(config):
-        _, checkpoint = preflight(args)
+        checkpoint = inspect_variant(args)
         console.print(f"{args.name}: {checkpoint.describe()}, {checkpoint.weight_bytes:,} bytes")
     console.print(f"{config} is sound")
 

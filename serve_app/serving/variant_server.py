@@ -15,22 +15,30 @@ from serve_app.serving.start import start_in_turn
 from serve_app.serving.variant_front import VariantFront
 from serve_app.store.facts import checkpoint_facts
 from serve_app.store.inspect import inspect_checkpoint
+from serve_app.store.source import open_source
 from serve_app.telemetry.metrics import ServeMemoryMetrics
 
 
 def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
-    """Find the checkpoint and make sure that it is what it is declared to be.
+    """Find the checkpoint on this machine and make sure that it is what it is declared to be.
 
-    Reads headers, no weights. Raises CheckpointError. A fake engine has no checkpoint: its
-    card shows the declared method and no bytes.
+    Reads headers, no weights. Raises CheckpointError. A fake engine has no checkpoint.
+    """
+    checkpoint = inspect_variant(args)
+    return None if args.engine.kind == "fake" else resolve(args.checkpoint), checkpoint
+
+
+def inspect_variant(args: VariantArgs) -> Checkpoint:
+    """The variant's checkpoint, wherever it is, after a look at its headers.
+
+    The card of a fake engine shows the declared method and no bytes. Raises CheckpointError.
     """
     if args.engine.kind == "fake":
         scheme = QuantScheme(args.method, bits=NOMINAL_BITS[args.method], container="fake")
-        return None, Checkpoint(args.checkpoint, 0, scheme, "none", 0)
-    folder = resolve(args.checkpoint)
-    checkpoint = inspect_checkpoint(folder, args.checkpoint)
+        return Checkpoint(args.checkpoint, 0, scheme, "none", 0)
+    checkpoint = inspect_checkpoint(open_source(args.checkpoint), args.checkpoint)
     checkpoint.require_method(args.method)
-    return folder, checkpoint
+    return checkpoint
 
 
 def preflight_if_local(args: VariantArgs) -> None:

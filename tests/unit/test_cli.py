@@ -64,7 +64,7 @@ def test_a_sound_file(serve_file, check):
     [
         ({"method": "int8_w8a8"}, "declares int8_w8a8, but the checkpoint is gptq W4A16 g128"),
         ({"methd": "gptq"}, "methd is not a known key; known here: checkpoint, engine, "),
-        ({"checkpoint": "/nowhere/[red]x"}, "need /nowhere/[red]x/config.json"),
+        ({"checkpoint": "/nowhere/[red]x"}, "'/nowhere/[red]x' is not a checkpoint: need a folder"),
     ],
 )
 def test_a_wrong_file_is_one_line_on_stderr_and_exit_code_2(serve_file, check, changes, said):
