@@ -71,13 +71,13 @@ ENGINES: dict[str, str] = {
 }
 
 
-def prepare_engine(settings: EngineSettings) -> None:
-    """Import what a vLLM engine's start needs, which takes seconds and no memory of a device.
+def prepare_engine(spec: EngineSpec) -> None:
+    """Import what a vLLM engine's start needs and check its settings: no memory of a device.
 
-    So that a replica does not do it while it keeps others from starting.
+    It takes seconds, in which a replica should not keep others from starting. Raises ConfigError.
     """
-    if settings.kind == "vllm":
-        importlib.import_module("serve_app.engines.vllm_engine").prepare(settings)
+    if spec.settings.kind == "vllm":
+        importlib.import_module("serve_app.engines.vllm_engine").prepare(spec)
 
 
 def engines_run_on_cpu() -> bool:

@@ -11,14 +11,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from types import SimpleNamespace
 from typing import Any
 
-from serve_app.config.schema import EngineSettings
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineLoad, EngineSpec
 
 _START_IMPORTS = (
     "vllm.entrypoints.launchers.api_server.entry",
     "vllm.entrypoints.launchers.app",
-    "serve_app.engines.vllm_args",
 )
 
 
@@ -101,11 +99,17 @@ class VllmEngine:
         await self._stack.aclose()
 
 
-def prepare(settings: EngineSettings) -> None:
-    """Import what `start` needs: seconds in which no device memory is taken."""
-    prepare_environment(settings.threads)
+def prepare(spec: EngineSpec) -> None:
+    """Import what `start` needs and check the settings: seconds, and no device memory.
+
+    Raises ConfigError for settings that vLLM's parser refuses.
+    """
+    prepare_environment(spec.settings.threads)
     for module in _START_IMPORTS:
         importlib.import_module(module)
+    from serve_app.engines.vllm_args import server_arguments
+
+    server_arguments(spec)
 
 
 async def start(spec: EngineSpec) -> VllmEngine:

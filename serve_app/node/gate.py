@@ -32,10 +32,15 @@ _MAX_NAME = 128
 
 @dataclass(frozen=True)
 class StartNeed:
-    """What one engine will hold on each of its devices."""
+    """What one engine will hold on each of its devices; `why` explains the number in errors."""
 
     variant: str
     need_bytes: int
+    why: str = ""
+
+    def describe(self) -> str:
+        """As `variant awq needs 4.80 GiB`."""
+        return f"variant {self.variant} needs {format_bytes(self.need_bytes)}{self.why}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class StartGate:
         for device in devices:
             if (total := device.total_bytes()) < need.need_bytes:
                 raise EngineError(
-                    f"variant {need.variant} needs {format_bytes(need.need_bytes)} on {device.key} "
+                    f"{need.describe()} on {device.key} "
                     f"and all of it is {format_bytes(total)}: lower kv_cache_memory_bytes, "
                     "max_num_seqs or max_model_len, or give it a larger device (`quantile plan`)"
                 )
@@ -198,7 +203,7 @@ def _shortage(
         for holding in device.holders()
     )
     return (
-        f"variant {need.variant} needs {format_bytes(need.need_bytes)} on {device.key}; "
+        f"{need.describe()} on {device.key}; "
         f"{format_bytes(free_bytes)} of {format_bytes(device.total_bytes())} are free, "
         f"held by {holders or 'processes that the device does not name'}"
     )

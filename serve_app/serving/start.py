@@ -1,12 +1,22 @@
 """The start of a variant's engine in its replica: its need, its turn, its watch."""
 
+import logging
 import math
+from dataclasses import replace
 
 from serve_app.config.calibration import calibrations
 from serve_app.config.gpus import find_gpu, load_gpus, recognise_gpu
 from serve_app.config.schema import VariantArgs
-from serve_app.config.sizing import engine_sizes, require_share, variant_plan
-from serve_app.domain.errors import PlanError
+from serve_app.config.sizing import (
+    DEFAULT_UTILIZATION,
+    dtype_bytes,
+    engine_sizes,
+    require_share,
+    support_of,
+    variant_plan,
+    with_planned_sizes,
+)
+from serve_app.domain.errors import CheckpointError, PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.engines.engine import (
@@ -25,24 +35,27 @@ from serve_app.node.runtime import runtime_dir
 from serve_app.node.watch import MemoryMetrics, MemoryWatch
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import host_footprint
-from serve_app.planning.support import check_support
 from serve_app.serving.placement import assigned_fraction
 from serve_app.store.facts import checkpoint_facts
 
-DEFAULT_UTILIZATION = 0.92
-"""vLLM's own: what it takes of a device where the file states neither bytes nor a share."""
+logger = logging.getLogger(__name__)
 
 
 def require_planned_share(args: VariantArgs) -> None:
     """Refuse a share of the planned GPU type that does not cover the plan, before a replica starts.
 
-    Raises PlanError, or CheckpointError where the checkpoint cannot be read.
+    Reads the checkpoint's headers. One that cannot be read from this node is left to the replica,
+    which checks again on the card that it gets. Raises PlanError.
     """
     if args.gpu is None or args.engine.kind == "fake":
         return
-    facts, gpu = checkpoint_facts(args.checkpoint), find_gpu(load_gpus(), args.gpu.type)
-    engine = args.engine
-    support = check_support(facts.scheme, gpu, engine.dtype, engine.kv_cache_dtype, facts.shape)
+    gpu = find_gpu(load_gpus(), args.gpu.type)
+    try:
+        facts = checkpoint_facts(args.checkpoint, dtype_bytes(args.engine))
+    except CheckpointError as error:
+        logger.warning("%s: its share is checked in the replica, not here: %s", args.name, error)
+        return
+    support = support_of(args, facts, gpu)
     if not support.runs:
         raise PlanError(f"variant {args.name}: {support.reason}: {support.fix}")
     require_share(args, variant_plan(args, facts, gpu, calibrations()))
@@ -56,7 +69,8 @@ async def start_in_turn(
     Raises PlanError if Ray has set aside less than the engine needs, EngineError if turn or memory
     do not come in time or the engine does not start, ConfigError for settings that it refuses.
     """
-    prepare_engine(args.engine)
+    prepare_engine(spec)
+    spec = replace(spec, settings=with_planned_sizes(spec.settings, facts))
     devices, need = _devices_and_need(args, facts)
     directory = runtime_dir()
     announce_owner(args.name, tuple(device.key for device in devices), need.need_bytes, directory)
@@ -71,15 +85,22 @@ def _devices_and_need(
 ) -> tuple[list[DeviceMemory], StartNeed]:
     if engines_run_on_cpu():
         host = HostMemory()
-        return [host], StartNeed(args.name, host_need_bytes(args, facts, host.total_bytes()))
+        host_bytes = host_need_bytes(args, facts, host.total_bytes())
+        return [host], StartNeed(args.name, host_bytes, _why_so_much(args))
     gpus = assigned_gpus(args.engine.tensor_parallel_size)
     cards = load_gpus()
     found = gpus[0].profile()
-    planned = find_gpu(cards, args.gpu.type) if args.gpu else None
-    card = recognise_gpu(cards, found.name, found.total_bytes) or planned or found
+    card = recognise_gpu(cards, found.name, found.total_bytes) or found
     need_bytes = gpu_need_bytes(args, facts, card)
     require_assigned(args, card, need_bytes, assigned_fraction())
-    return list(gpus), StartNeed(args.name, need_bytes)
+    return list(gpus), StartNeed(args.name, need_bytes, _why_so_much(args))
+
+
+def _why_so_much(args: VariantArgs) -> str:
+    if args.engine.kv_cache_memory_bytes is not None:
+        return ""
+    utilization = args.engine.gpu_memory_utilization or DEFAULT_UTILIZATION
+    return f" (without engine.kv_cache_memory_bytes vLLM takes {utilization:.0%} of a device)"
 
 
 def host_need_bytes(args: VariantArgs, facts: CheckpointFacts, total_bytes: int) -> int:

@@ -57,7 +57,8 @@ class Worker:
 
     async def run(self) -> None:
         start.start_engine = self.timed_start
-        prepare_engine(EngineSettings(threads=1))
+        folder = resolve("reference://baseline")
+        prepare_engine(EngineSpec(("m",), folder, EngineSettings(threads=1)))
         self.say("loaded")
         engine: Engine | None = None
         while line := await asyncio.to_thread(sys.stdin.readline):

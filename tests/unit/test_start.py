@@ -80,7 +80,7 @@ def test_the_plan_is_of_the_card_that_the_replica_really_has(monkeypatch, facts)
     args = variant({"type": "L40S", "fraction": 0.1}, kv_cache_memory_bytes=GIB, max_model_len=64)
     big = Card("GPU-1", "NVIDIA L40S", total=46068 * MIB)
     (device,), need = devices_and_need(monkeypatch, args, facts, big, 0.1)
-    assert (device.key, need.variant) == ("GPU-1", "a")
+    assert (device.key, need.variant, need.why) == ("GPU-1", "a", "")
     small = Card("GPU-2", "NVIDIA L4", total=23034 * MIB)
     with pytest.raises(PlanError, match=r"of this L4, and Ray has set aside 0\.1000"):
         devices_and_need(monkeypatch, args, facts, small, 0.1)
@@ -98,3 +98,10 @@ def test_an_engine_over_several_gpus_gets_them_all_or_is_refused(monkeypatch, fa
     args = variant(tensor_parallel_size=2, kv_cache_memory_bytes=GIB, max_model_len=64)
     with pytest.raises(ConfigError, match=r"needs 2 GPU\(s\)"):
         devices_and_need(monkeypatch, args, facts, Card("GPU-4"), 1.0)
+
+
+def test_a_need_that_no_file_states_is_explained(monkeypatch, facts):
+    card = Card("GPU-5", total=23034 * MIB)
+    _, need = devices_and_need(monkeypatch, variant(max_model_len=64), facts, card, 1.0)
+    said = need.describe()
+    assert "(without engine.kv_cache_memory_bytes vLLM takes 92% of a device)" in said
