@@ -34,10 +34,11 @@ def calibrate(
         quantile calibrate configs/prod.yaml --variant fp8 --out calibration.yaml
     """
     from serve_app.calibrate.engine_run import run_engine
-    from serve_app.calibrate.measure import as_planned, entry_of, gpus_at_hand, type_of
+    from serve_app.calibrate.measure import entry_of, gpus_at_hand, type_of
     from serve_app.config.calibration import append_entry
     from serve_app.config.gpus import load_gpus
     from serve_app.config.serve_file import check_serve_file
+    from serve_app.config.sizing import with_planned_sizes
     from serve_app.domain.units import format_bytes
     from serve_app.node.nvml import assigned_gpus
     from serve_app.reference.locate import resolve
@@ -54,7 +55,7 @@ def calibrate(
         gpu = type_of(devices, catalogue)
         folder = resolve(args.checkpoint)
         scheme = inspect_checkpoint(folder, args.checkpoint).describe()
-        run = run_engine(folder, as_planned(args.engine), devices)
+        run = run_engine(folder, with_planned_sizes(args.engine), devices)
         command = f"quantile calibrate {config} --variant {args.name}"
         today = datetime.datetime.now(datetime.UTC).date()
         entry = entry_of(args, scheme, gpu, run, today, command)

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 from serve_app.calibrate.engine_run import EngineRun
 from serve_app.config.calibration import CalibrationEntry
 from serve_app.config.gpus import recognise_gpu
-from serve_app.config.schema import EngineSettings, VariantArgs
-from serve_app.config.sizing import DEFAULT_MAX_NUM_BATCHED_TOKENS, DEFAULT_MAX_NUM_SEQS
+from serve_app.config.schema import VariantArgs
 from serve_app.domain.errors import ConfigError, EngineError, InvalidRunError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import format_bytes
@@ -53,23 +52,6 @@ def type_of(gpus: Sequence[Gpu], catalogue: Mapping[str, GpuProfile]) -> str:
             f"{', '.join(catalogue)}"
         )
     return known.name
-
-
-def as_planned(settings: EngineSettings) -> EngineSettings:
-    """The settings with the sizes that the planner assumes where a file leaves them open."""
-    seqs = settings.max_num_seqs or DEFAULT_MAX_NUM_SEQS
-    captured = settings.max_cudagraph_capture_size
-    if captured is None and not settings.enforce_eager:
-        captured = seqs
-    return settings.model_copy(
-        update={
-            "max_num_seqs": seqs,
-            "max_num_batched_tokens": max(
-                settings.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs
-            ),
-            "max_cudagraph_capture_size": captured,
-        }
-    )
 
 
 def entry_of(

@@ -14,9 +14,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from serve_app.config.parse import parse
 from serve_app.config.schema import StrictModel
-from serve_app.config.sizing import Calibrations
 from serve_app.domain.errors import ConfigError
-from serve_app.planning.footprint import Calibration, EngineSizes
+from serve_app.planning.footprint import Calibration, Calibrations, EngineSizes
 from serve_app.planning.measured import combine, usable_for
 
 CALIBRATION = Path(__file__).parents[2] / "configs" / "calibration.yaml"

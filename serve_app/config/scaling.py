@@ -20,12 +20,15 @@ def check_scaling(
     applications: Sequence[dict[str, Any]],
     variants: Sequence[VariantArgs],
     sleepers: Collection[str],
+    *,
+    planned: bool = True,
 ) -> None:
     """Check the autoscaling of the variants' `applications` (in the order of `variants`).
 
     Raises ConfigError for arguments that the policy does not take, a share or budget that differs
     from what is planned or from another variant's, delays of Serve on top of the policy's, and
-    `min_replicas: 0` of a variant that the router does not count among its `sleepers`.
+    `min_replicas: 0` of a variant that the router does not count among its `sleepers`. Shares and
+    budgets of a file that is yet to be planned (`planned` False) are not looked at.
     """
     budgets: dict[str, Mapping[str, int]] = {}
     for application, args in zip(applications, variants, strict=True):
@@ -43,7 +46,7 @@ def check_scaling(
             )
         scaling = _autoscaling(application)
         if (scaling.get("policy") or {}).get("policy_function") == POLICY:
-            budgets[args.name] = _check_policy(scaling, args)
+            budgets[args.name] = _check_policy(scaling, args, planned)
     distinct = {tuple(sorted(budget.items())) for budget in budgets.values()}
     if len(distinct) > 1:
         raise ConfigError(
@@ -52,7 +55,7 @@ def check_scaling(
         )
 
 
-def _check_policy(scaling: dict[str, Any], args: VariantArgs) -> Mapping[str, int]:
+def _check_policy(scaling: dict[str, Any], args: VariantArgs, planned: bool) -> Mapping[str, int]:
     where = f"variant {args.name}: autoscaling_config"
     late = [name for name in _DELAYS if scaling.get(name) != 0]
     if late:
@@ -65,15 +68,17 @@ def _check_policy(scaling: dict[str, Any], args: VariantArgs) -> Mapping[str, in
     ranks = args.engine.tensor_parallel_size
     try:
         targets_of(1.0, kwargs)
+        if not planned:
+            return stake["budget"] or {}
         stake_of(stake["gpu"], stake["budget"], ranks, stake["weight"] or 1.0)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    planned = args.gpu and {"type": args.gpu.type, "fraction": args.gpu.fraction}
+    asked = args.gpu and {"type": args.gpu.type, "fraction": args.gpu.fraction}
     stated = stake["gpu"] and {name: stake["gpu"].get(name) for name in ("type", "fraction")}
-    if planned != stated or (stake["tensor_parallel_size"] or 1) != ranks:
+    if asked != stated or (stake["tensor_parallel_size"] or 1) != ranks:
         raise ConfigError(
             f"{where}: policy_kwargs say gpu {stated} on {stake['tensor_parallel_size'] or 1} "
-            f"GPUs, args say {planned} on {ranks}: repeat args.gpu by a YAML alias, and "
+            f"GPUs, args say {asked} on {ranks}: repeat args.gpu by a YAML alias, and "
             "engine.tensor_parallel_size"
         )
     return stake["budget"] or {}

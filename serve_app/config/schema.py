@@ -43,7 +43,7 @@ class EngineSettings(StrictModel):
     max_num_batched_tokens: PositiveInt | None = None
     kv_cache_memory_bytes: PositiveInt | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_cudagraph_capture_size: NonNegativeInt | None = None
+    max_cudagraph_capture_size: PositiveInt | None = None
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = None
     tensor_parallel_size: PositiveInt = 1
     enforce_eager: bool = False
@@ -60,6 +60,12 @@ class EngineSettings(StrictModel):
             raise ValueError(f"`fake` is read with kind: fake only, have kind: {self.kind}")
         if self.kind != "vllm" and self.engine_args:
             raise ValueError(f"`engine_args` is read with kind: vllm only, have kind: {self.kind}")
+        seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
+        if seqs is not None and tokens is not None and tokens < seqs:
+            raise ValueError(
+                f"max_num_batched_tokens {tokens} is below max_num_seqs {seqs}: each sequence has "
+                "at least one token in a batch"
+            )
         return self
 
 

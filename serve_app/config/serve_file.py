@@ -31,8 +31,10 @@ def load_serve_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_serve_file(path: Path) -> list[VariantArgs]:
+def check_serve_file(path: Path, *, planned: bool = True) -> list[VariantArgs]:
     """The variants that the file serves, in its order.
+
+    With `planned` False, autoscaling may lack the numbers that a plan is yet to write.
 
     Raises ConfigError for unknown keys, a split over variants that the file does not serve, names
     and route prefixes that do not belong together, variants of another model than the router's, or
@@ -72,7 +74,7 @@ def check_serve_file(path: Path) -> list[VariantArgs]:
                 f"the router of {router.model!r}"
             )
     try:
-        check_scaling(served_by, variants, user_config.sleepers)
+        check_scaling(served_by, variants, user_config.sleepers, planned=planned)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return variants

@@ -1,47 +1,87 @@
 """From a variant's arguments to its memory plan, and the check that its share covers the plan."""
 
-from collections.abc import Callable
-
 from serve_app.config.schema import EngineSettings, VariantArgs
-from serve_app.domain.errors import PlanError
+from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
-from serve_app.planning.footprint import Calibration, EngineSizes, footprint
+from serve_app.planning.footprint import Calibrations, EngineSizes, footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
-
-Calibrations = Callable[[str, str, EngineSizes], Calibration | None]
-"""From a checkpoint's uri, a GPU type and the sizes to what was measured there."""
+from serve_app.planning.support import Support, check_support
 
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 """Planned in place of vLLM's own defaults, which follow the whole card and not our share of it."""
 
+BLOCK_SIZE = 16
+DEFAULT_UTILIZATION = 0.92
+"""vLLM's own: what it takes of a device where the file states neither bytes nor a share."""
+
+
+LATENT_BLOCK_SIZE = 128
+"""Tokens per cache block that vLLM's backends for latent attention take at most; others take 16."""
+
+UNPLANNED_ARGS = {
+    "speculative_config": "a draft model",
+    "enable_lora": "adapters",
+    "pipeline_parallel_size": "layers spread over GPUs",
+    "num_gpu_blocks_override": "another cache than kv_cache_memory_bytes",
+    "cudagraph_capture_sizes": "graphs beyond max_cudagraph_capture_size",
+    "compilation_config": "graphs beyond max_cudagraph_capture_size",
+    "enable_sleep_mode": "another allocator",
+    "cpu_offload_gb": "weights elsewhere",
+}
+"""vLLM's arguments that change what an engine takes in ways that the plan does not know."""
+
+
+def with_planned_sizes(engine: EngineSettings) -> EngineSettings:
+    """The settings with what the file leaves open as it is planned, so that vLLM's own defaults,
+    which follow the whole card, never apply."""
+    seqs = engine.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    captured = None if engine.enforce_eager else engine.max_cudagraph_capture_size or seqs
+    return engine.model_copy(
+        update={
+            "max_num_seqs": seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens
+            or max(DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs),
+            "max_cudagraph_capture_size": captured,
+        }
+    )
+
 
 def engine_sizes(engine: EngineSettings, facts: CheckpointFacts) -> EngineSizes:
-    """The sizes that the footprint follows from; what the file leaves open is filled in."""
-    seqs = engine.max_num_seqs or DEFAULT_MAX_NUM_SEQS
-    captured = engine.max_cudagraph_capture_size
+    """The sizes that the footprint follows from. Raises ConfigError for a wrong block size."""
+    planned = with_planned_sizes(engine)
+    assert planned.max_num_seqs is not None
+    assert planned.max_num_batched_tokens is not None
     return EngineSizes(
         max_model_len=engine.max_model_len or facts.shape.context_length,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=max(
-            engine.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs
-        ),
-        max_cudagraph_capture_size=(
-            0 if engine.enforce_eager else captured if captured is not None else seqs
-        ),
+        max_num_seqs=planned.max_num_seqs,
+        max_num_batched_tokens=planned.max_num_batched_tokens,
+        max_cudagraph_capture_size=planned.max_cudagraph_capture_size or 0,
         kv_dtype_bytes=_kv_dtype_bytes(engine),
-        activation_dtype_bytes=4 if engine.dtype == "float32" else 2,
-        block_size=int(engine.engine_args.get("block_size") or 16),
+        activation_dtype_bytes=dtype_bytes(engine),
+        block_size=_block_size(engine, facts),
         tensor_parallel_size=engine.tensor_parallel_size,
     )
 
 
-def _kv_dtype_bytes(engine: EngineSettings) -> int:
-    if (engine.kv_cache_dtype or "auto") != "auto":
-        return 1
+def dtype_bytes(engine: EngineSettings) -> int:
+    """Bytes per number of the engine's dtype."""
     return 4 if engine.dtype == "float32" else 2
+
+
+def _kv_dtype_bytes(engine: EngineSettings) -> int:
+    return dtype_bytes(engine) if (engine.kv_cache_dtype or "auto") == "auto" else 1
+
+
+def _block_size(engine: EngineSettings, facts: CheckpointFacts) -> int:
+    given = engine.engine_args.get("block_size")
+    if given is None:
+        return LATENT_BLOCK_SIZE if facts.shape.latent_dim else BLOCK_SIZE
+    if not isinstance(given, int) or given < 1:
+        raise ConfigError(f"engine_args.block_size is a number of tokens, have {given!r}")
+    return given
 
 
 def cache_wish(args: VariantArgs, *, as_written: bool = True) -> CacheWish:
@@ -66,14 +106,42 @@ def variant_plan(
     calibrations: Calibrations | None = None,
     wish: CacheWish | None = None,
 ) -> MemoryPlan:
-    """The plan of one variant on one GPU type; measured bytes replace estimates. Raises PlanError.
+    """The plan of one variant on one GPU type; measured bytes replace estimates.
 
-    `wish` is as the file has it unless given.
+    `wish` is as the file has it unless given. Raises PlanError, also for settings that vLLM would
+    refuse or that take memory in ways that the plan does not know.
     """
     sizes = engine_sizes(args.engine, facts)
+    _require_plannable(args, facts, sizes)
     measured = calibrations(args.checkpoint, gpu.name, sizes) if calibrations else None
     parts = footprint(facts, sizes, gpu, measured)
     return plan_memory(args.name, gpu, sizes, parts, wish or cache_wish(args))
+
+
+def _require_plannable(args: VariantArgs, facts: CheckpointFacts, sizes: EngineSizes) -> None:
+    longest, heads = facts.shape.context_length, facts.shape.n_heads
+    if sizes.max_model_len > longest > 0:
+        raise PlanError(
+            f"variant {args.name} has max_model_len {sizes.max_model_len:,}, and its model ends at "
+            f"{longest:,}: lower it"
+        )
+    if heads % sizes.tensor_parallel_size:
+        raise PlanError(
+            f"variant {args.name} has tensor_parallel_size {sizes.tensor_parallel_size}, which "
+            f"does not divide the model's {heads} attention heads: take a divisor"
+        )
+    for name in UNPLANNED_ARGS.keys() & args.engine.engine_args.keys():
+        raise PlanError(
+            f"variant {args.name} has engine_args.{name} ({UNPLANNED_ARGS[name]}), whose memory "
+            "the plan does not know: remove it, or leave out `gpu` and set "
+            "ray_actor_options.num_gpus: 1 by hand"
+        )
+
+
+def support_of(args: VariantArgs, facts: CheckpointFacts, gpu: GpuProfile) -> Support:
+    """Whether the variant runs on this GPU type as its file has it."""
+    engine = args.engine
+    return check_support(facts.scheme, gpu, engine.dtype, engine.kv_cache_dtype, facts.shape)
 
 
 def require_share(args: VariantArgs, plan: MemoryPlan) -> None:
@@ -97,12 +165,14 @@ def require_share(args: VariantArgs, plan: MemoryPlan) -> None:
             "fraction, or lower concurrency, max_model_len or max_num_seqs "
             "(`quantile plan FILE --write` computes them)"
         )
-    utilization = args.engine.gpu_memory_utilization
-    if utilization is None or utilization > settings.fraction:
+    utilization = args.engine.gpu_memory_utilization or DEFAULT_UTILIZATION
+    room = settings.fraction - plan.footprint.context.bytes / gpu.usable_bytes
+    if utilization > room:
         raise PlanError(
-            f"variant {args.name} has engine.gpu_memory_utilization {utilization or 0.92} (vLLM's "
-            f"default is 0.92) beside gpu.fraction {settings.fraction:.4f}: vLLM's start-up check "
-            f"would ask for more than the share; set it to {plan.gpu_memory_utilization:.4f} "
+            f"variant {args.name} has engine.gpu_memory_utilization {utilization} (vLLM's default "
+            f"is {DEFAULT_UTILIZATION}), and its gpu.fraction {settings.fraction:.4f} leaves "
+            f"{room:.4f} beside the CUDA context: vLLM's start-up check would ask for a "
+            f"neighbour's memory; set it to {plan.gpu_memory_utilization:.4f} "
             "(`quantile plan FILE --write`)"
         )
     if args.engine.kv_cache_memory_bytes is None:

@@ -1,6 +1,8 @@
 """`quantile plan`: what the variants of a config file take, where they go, and whether they fit."""
 
 import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ from rich.console import Console
 
 from serve_app.config.calibration import calibrations
 from serve_app.config.gpus import find_gpu, load_gpus
+from serve_app.config.serve_file import check_serve_file
 from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.fleet.check import check_written
@@ -18,7 +21,7 @@ from serve_app.fleet.plan import FleetPlan, plan_fleet
 from serve_app.fleet.read import FleetFile, read_fleet
 from serve_app.fleet.summary import compare_types, misfit, summary_lines
 from serve_app.fleet.table import MIN_WIDTH, fleet_table
-from serve_app.fleet.write import write_planned
+from serve_app.fleet.write import Planned, write_planned
 from serve_app.planning.fleet import Pool
 from serve_app.store.facts_lock import facts_path, save_facts
 
@@ -50,7 +53,10 @@ Compare = Annotated[
 ]
 Assume = Annotated[
     Path | None,
-    typer.Option(help="A config.json to compute weights from where no checkpoint is at hand."),
+    typer.Option(
+        help="A config.json in place of checkpoints that are not on this machine: weights are "
+        "computed from its shape and the declared method."
+    ),
 ]
 
 
@@ -79,7 +85,7 @@ def plan(
     console = Console(markup=False, highlight=False, quiet=as_json)
     console.width = max(console.width, MIN_WIDTH)
     with Console(stderr=True).status(f"reading what {config} names"):
-        file = read_fleet(config, refresh=refresh, assume=assume)
+        file = read_fleet(config, as_written=check, refresh=refresh, assume=assume)
     if not file.variants:
         raise ConfigError(f"{config} has no variant that runs on vLLM: there is nothing to plan")
     fleet = plan_fleet(
@@ -117,9 +123,9 @@ def _pools(
         raise ConfigError("--gpus counts the GPUs of one --gpu TYPE; for several, --gpu TYPE=COUNT")
     types, pools = [], {}
     for item in given:
-        name, _, number = item.partition("=")
+        name, equals, number = item.partition("=")
         profile = find_gpu(catalogue, name)
-        if number and not number.isdecimal():
+        if equals and not number.isdecimal():
             raise ConfigError(f"--gpu {item}: write TYPE=COUNT, as L4=4")
         types.append(name)
         n_gpus = int(number) if number else count
@@ -139,7 +145,9 @@ def _print(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
 
 def _compare(console: Console, file: FleetFile, catalogue: dict[str, GpuProfile]) -> None:
     console.print("\nthe minimum replicas on one GPU type alone, the cheapest first:")
-    on_each = plan_fleet(file.variants, catalogue, {}, types=list(catalogue))
+    on_each = plan_fleet(
+        file.variants, catalogue, {}, types=list(catalogue), calibrations=calibrations()
+    )
     console.print(*compare_types(on_each), sep="\n")
 
 
@@ -152,8 +160,22 @@ def _write(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
                 "engine": chosen.engine_settings(),
                 "gpu": {"type": chosen.gpu.name, "fraction": chosen.fraction},
             }
+    _rehearse(file.path, planned)
     changed = write_planned(file.path, planned)
     console.print(f"{file.path}: {'written' if changed else 'has these numbers already'}")
+
+
+def _rehearse(path: Path, planned: Mapping[str, Planned]) -> None:
+    """Raise ConfigError if the file would contradict itself with these numbers in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_bytes(path.read_bytes())
+        write_planned(copy, planned)
+        try:
+            check_serve_file(copy)
+        except ConfigError as error:
+            reason = str(error).replace(str(copy), str(path))
+            raise ConfigError(f"not written, the file would not be sound: {reason}") from None
 
 
 def _save_facts(console: Console, file: FleetFile) -> None:

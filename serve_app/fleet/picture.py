@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import GIB
 from serve_app.fleet.layouts import Layout, layouts
 from serve_app.fleet.plan import FleetPlan
@@ -18,7 +19,10 @@ _MOST_BARS = 24
 
 
 def draw_fleet(fleet: FleetPlan, path: Path) -> None:
-    """Write the picture to `path`; the format follows its suffix (PNG, SVG, PDF)."""
+    """Write the picture to `path`; the format follows its suffix (PNG, SVG, PDF).
+
+    Raises ConfigError for a path that cannot be written, or a suffix that is none of these.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -44,7 +48,10 @@ def draw_fleet(fleet: FleetPlan, path: Path) -> None:
         ncols=len(PARTS),
         frameon=False,
     )
-    figure.savefig(path, dpi=140)
+    try:
+        figure.savefig(path, dpi=140)
+    except (OSError, ValueError) as error:  # no such folder, no such format
+        raise ConfigError(f"cannot draw {path}: {error}") from None
 
 
 def _title(fleet: FleetPlan) -> str:

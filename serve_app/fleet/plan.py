@@ -2,20 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from serve_app.config.gpus import find_gpu
 from serve_app.config.replicas import ReplicaBounds
 from serve_app.config.schema import VariantArgs
-from serve_app.config.sizing import Calibrations, cache_wish, variant_plan
+from serve_app.config.sizing import cache_wish, support_of, variant_plan
 from serve_app.domain.errors import PlanError
 from serve_app.domain.gpu import GpuProfile
+from serve_app.domain.quant import QuantScheme
 from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
-from serve_app.planning.fixes import nearest_fixes
+from serve_app.planning.fixes import Trial, nearest_fixes
 from serve_app.planning.fleet import Demand, Packing, Pool
+from serve_app.planning.footprint import Calibrations
 from serve_app.planning.packing import pack
 from serve_app.planning.plan import MemoryPlan
-from serve_app.planning.support import check_support
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class FleetPlan:
     variants: tuple[VariantPlans, ...]
     packing: Packing
     gpus: Mapping[str, GpuProfile]
-    counts_given: bool
-    """Whether the packing had to do with a given number of GPUs, or may count what it needs."""
+    calibrations: Calibrations | None
+    """What was measured, for plans of the same variants that change something."""
 
     def chosen(self, name: str) -> MemoryPlan | None:
         """The variant's plan on the GPU type where the packing put it; None where it fits none."""
@@ -98,7 +100,7 @@ def plan_fleet(
             replace(pool, count=needed.get(pool.gpu, 0)) if pool.gpu in open_types else pool
             for pool in all_pools
         ]
-    return FleetPlan(planned, pack(demands, all_pools, sizes), gpus, counts_given=not open_types)
+    return FleetPlan(planned, pack(demands, all_pools, sizes), gpus, calibrations)
 
 
 def _own_type(variant: FleetVariant) -> tuple[str, ...]:
@@ -122,9 +124,7 @@ def _plans(
     plans, refused, notes = {}, {}, {}
     for name in types:
         gpu = find_gpu(gpus, name)
-        support = check_support(
-            facts.scheme, gpu, args.engine.dtype, args.engine.kv_cache_dtype, facts.shape
-        )
+        support = support_of(args, facts, gpu)
         if not support.runs:
             refused[name] = f"{support.reason}: {support.fix}"
             continue
@@ -138,12 +138,20 @@ def _plans(
         if plan.fits:
             plans[name] = plan
             continue
-        fixes = nearest_fixes(plan, facts, wish, gpus.values())
+        fixes = nearest_fixes(
+            Trial(plan, facts, wish, partial(_runs_on, args, facts), calibrations), gpus.values()
+        )
         refused[name] = (
             f"needs {format_bytes(plan.need_bytes)}, a {name} has {format_bytes(gpu.usable_bytes)}"
             + (f"; it fits with {', or '.join(fixes)}" if fixes else "; no one change makes it fit")
         )
     return VariantPlans(variant, plans, refused, notes)
+
+
+def _runs_on(
+    args: VariantArgs, facts: CheckpointFacts, gpu: GpuProfile, scheme: QuantScheme
+) -> bool:
+    return support_of(args, replace(facts, scheme=scheme), gpu).runs
 
 
 def demands_and_sizes(

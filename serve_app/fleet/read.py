@@ -1,6 +1,6 @@
 """From a Serve config file to what the planner takes: arguments, replicas, checkpoint facts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ from serve_app.config.serve_file import (
     load_serve_file,
     router_split,
 )
+from serve_app.config.sizing import dtype_bytes
 from serve_app.domain.errors import CheckpointError
-from serve_app.domain.quant import NOMINAL_BITS, QuantMethod, QuantScheme
+from serve_app.domain.quant import NOMINAL_BITS, QuantMethod, QuantScheme, stored_alike
 from serve_app.fleet.plan import FleetVariant
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.shape import shape_from_config
 from serve_app.planning.weights import weights_from_shape
+from serve_app.reference.locate import SCHEME
 from serve_app.store.facts import checkpoint_facts
 from serve_app.store.facts_lock import facts_path, load_facts
 
 _GROUP_SIZE = 128
+_LOCKED_DTYPE_BYTES = 2
+"""The facts file is about engines of 16-bit types; float32 is read anew."""
 
 
 @dataclass(frozen=True)
@@ -41,48 +45,63 @@ class FleetFile:
 
 
 def read_fleet(
-    path: Path,
-    *,
-    refresh: bool = False,
-    assume: Path | None = None,
-    progress: Callable[[str], None] = lambda uri: None,
+    path: Path, *, as_written: bool = False, refresh: bool = False, assume: Path | None = None
 ) -> FleetFile:
     """Everything that a plan of the file needs; reads headers, no weights.
 
     Facts of checkpoints on this machine are read from their headers each time. Those of checkpoints
     elsewhere come from the facts file beside the config, or, if it lacks them or with `refresh`,
-    from the checkpoint's headers; with `assume`, a `config.json`, from that shape and the declared
-    method where there are none. Raises ConfigError or CheckpointError.
+    from the checkpoint's headers. `assume`, a `config.json`, stands in for every checkpoint that is
+    not on this machine: its shape, and the usual storage of the declared method. `as_written`
+    holds the file's own numbers against each other. Raises ConfigError or CheckpointError.
     """
-    arguments = check_serve_file(path)
+    arguments = check_serve_file(path, planned=as_written)
     content = load_serve_file(path)
     bounds, weights = _bounds_and_weights(content, path)
-    known = dict(load_facts(facts_path(path)))
-    assumed = _read_config(assume) if assume else None
-    facts: dict[str, CheckpointFacts] = {}
-    for args in arguments:
-        uri = args.checkpoint
-        if args.engine.kind == "fake" or uri in facts:
-            continue
-        progress(uri)
-        if not is_remote(uri):
-            facts[uri] = checkpoint_facts(uri, 4 if args.engine.dtype == "float32" else 2)
-        elif assumed is not None and (refresh or uri not in known):
-            facts[uri] = _assumed_facts(args, assumed)
-        elif refresh or uri not in known:
-            facts[uri] = _from_elsewhere(uri)
-        else:
-            facts[uri] = known[uri]
-    return FleetFile(
-        path,
-        tuple(
-            FleetVariant(args, bounds[args.name], facts[args.checkpoint], weights[args.name])
-            for args in arguments
-            if args.checkpoint in facts and args.engine.kind != "fake"
-        ),
-        tuple(args.name for args in arguments if args.engine.kind == "fake"),
-        {uri: found for uri, found in facts.items() if is_remote(uri)},
+    look_up = _Facts(
+        {} if refresh else load_facts(facts_path(path)), _read_config(assume) if assume else None
     )
+    variants = tuple(
+        FleetVariant(args, bounds[args.name], look_up(args), weights[args.name])
+        for args in arguments
+        if args.engine.kind != "fake"
+    )
+    fakes = tuple(args.name for args in arguments if args.engine.kind == "fake")
+    return FleetFile(path, variants, fakes, look_up.elsewhere)
+
+
+class _Facts:
+    """Facts of each variant's checkpoint; each checkpoint is read once."""
+
+    def __init__(
+        self, known: Mapping[str, CheckpointFacts], assumed: dict[str, Any] | None
+    ) -> None:
+        self._known = known
+        self._assumed = assumed
+        self._found: dict[tuple[str, int], CheckpointFacts] = {}
+        self.elsewhere: dict[str, CheckpointFacts] = {}
+
+    def __call__(self, args: VariantArgs) -> CheckpointFacts:
+        uri, n_bytes = args.checkpoint, dtype_bytes(args.engine)
+        if self._assumed is not None and (is_remote(uri) or not is_here(uri)):
+            facts = _assumed_facts(args, self._assumed, n_bytes)
+        elif (uri, n_bytes) in self._found:
+            facts = self._found[uri, n_bytes]
+        elif uri in self._known and n_bytes == _LOCKED_DTYPE_BYTES and is_remote(uri):
+            facts = self._known[uri]
+        else:
+            facts = _read(uri, n_bytes)
+        self._found[uri, n_bytes] = facts
+        if is_remote(uri) and n_bytes == _LOCKED_DTYPE_BYTES:
+            self.elsewhere[uri] = facts
+        found = facts.scheme.method
+        if found is not args.method and not stored_alike(found, args.method):
+            raise CheckpointError(
+                f"variant {args.name} declares {args.method}, and its checkpoint is "
+                f"{facts.scheme.describe()}: {uri}. Declare `method: {found}`, or point "
+                "`checkpoint` elsewhere"
+            )
+        return facts
 
 
 def is_remote(uri: str) -> bool:
@@ -90,9 +109,14 @@ def is_remote(uri: str) -> bool:
     return uri.startswith(("s3://", "hf://"))
 
 
-def _from_elsewhere(uri: str) -> CheckpointFacts:
+def is_here(uri: str) -> bool:
+    """Whether the checkpoint is on this machine, or will be made here."""
+    return uri.startswith(SCHEME) or Path(uri.removeprefix("file://")).exists()
+
+
+def _read(uri: str, n_bytes: int) -> CheckpointFacts:
     try:
-        return checkpoint_facts(uri)
+        return checkpoint_facts(uri, n_bytes)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}\nTo plan without reaching it, give the model's config.json with --assume: "
@@ -125,9 +149,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a config.json: {error}") from None
 
 
-def _assumed_facts(args: VariantArgs, config: dict[str, Any]) -> CheckpointFacts:
+def _assumed_facts(args: VariantArgs, config: dict[str, Any], n_bytes: int) -> CheckpointFacts:
     shape, scheme = shape_from_config(config), assumed_scheme(args.method)
-    return CheckpointFacts(args.checkpoint, shape, scheme, weights_from_shape(shape, scheme))
+    weights = weights_from_shape(shape, scheme, n_bytes)
+    return CheckpointFacts(args.checkpoint, shape, scheme, weights)
 
 
 def assumed_scheme(method: QuantMethod) -> QuantScheme:

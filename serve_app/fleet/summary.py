@@ -47,7 +47,7 @@ def _gpus(use: TypeUse) -> str:
         else f"lower bound {use.lower_bound_gpus:,}"
     )
     return (
-        f"{use.pool.gpu}: the minimum replicas need {use.needed_gpus:,} GPUs ({proof}), "
+        f"{use.pool.gpu}: the minimum replicas need {_count(use.needed_gpus)} ({proof}), "
         f"{use.pool.count:,} counted"
     )
 
@@ -107,7 +107,7 @@ def compare_types(fleet: FleetPlan) -> Iterator[str]:
             continue
         price = cost.price_usd_per_hour
         priced = f"{price:,.2f} USD per hour" if price is not None else "no price in the catalogue"
-        yield f"{cost.gpu:<10} {cost.gpus:>5,} GPUs  {priced}"
+        yield f"{cost.gpu:<10} {_count(cost.gpus):>10}  {priced}"
 
 
 def misfit(fleet: FleetPlan) -> str | None:
@@ -154,7 +154,11 @@ def _shrink(fleet: FleetPlan) -> float | None:
         if any(each is None for each in smaller):
             return None
         found = plan_fleet(
-            [each for each in smaller if each is not None], fleet.gpus, pools, types=list(pools)
+            [each for each in smaller if each is not None],
+            fleet.gpus,
+            pools,
+            types=list(pools),
+            calibrations=fleet.calibrations,
         )
         if found.fits:
             return step / _SHRINK_STEPS
@@ -169,6 +173,10 @@ def _scaled(variant: FleetVariant, factor: float) -> FleetVariant | None:
         return None
     gpu = args.gpu.model_copy(update={"concurrency": concurrency * factor})
     return replace(variant, args=args.model_copy(update={"gpu": gpu}))
+
+
+def _count(n_gpus: int) -> str:
+    return "1 GPU" if n_gpus == 1 else f"{n_gpus:,} GPUs"
 
 
 def _named(names: list[str] | tuple[str, ...]) -> str:

@@ -27,6 +27,7 @@ MIN_WIDTH = 124
 """Columns that the table takes; narrower terminals wrap its lines."""
 COLORS = ("blue", "green", "magenta", "cyan", "yellow", "red")
 _BAR_CELLS = 60
+_NAME_WIDTH = 20
 _MOST_ROWS = 40
 
 
@@ -37,7 +38,8 @@ def fleet_table(fleet: FleetPlan) -> RenderableType:
 
 def _variants(fleet: FleetPlan) -> Table:
     table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("variant", "scheme", "GPU"):
+    table.add_column("variant", no_wrap=True, max_width=_NAME_WIDTH)
+    for name in ("scheme", "GPU"):
         table.add_column(name, no_wrap=True)
     for name in ("weights", "KV", "activ.", "graphs", "context", "margin", "need"):
         table.add_column(name, justify="right", no_wrap=True)

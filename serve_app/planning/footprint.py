@@ -1,5 +1,6 @@
 """What one engine takes on its GPU, part by part, before it starts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve_app.domain.gpu import GpuProfile
@@ -86,6 +87,10 @@ class Calibration:
     activation_bytes: int | None = None
     cuda_graphs_bytes: int | None = None
     context_bytes: int | None = None
+
+
+Calibrations = Callable[[str, str, EngineSizes], Calibration | None]
+"""From a checkpoint's uri, a GPU type and the sizes to what was measured there."""
 
 
 def footprint(

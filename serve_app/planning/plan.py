@@ -79,12 +79,16 @@ class MemoryPlan:
         return self.kv_cache_bytes // self.footprint.kv_bytes_per_token
 
     def engine_settings(self) -> dict[str, Any]:
-        """The planned numbers by the names that vLLM and our config files use."""
+        """The planned numbers by the names that vLLM and our config files use.
+
+        An eager engine captures no graphs: it has no largest one.
+        """
+        captured = self.sizes.max_cudagraph_capture_size
         return {
             "max_model_len": self.sizes.max_model_len,
             "max_num_seqs": self.sizes.max_num_seqs,
             "max_num_batched_tokens": self.sizes.max_num_batched_tokens,
-            "max_cudagraph_capture_size": self.sizes.max_cudagraph_capture_size,
+            **({"max_cudagraph_capture_size": captured} if captured else {}),
             "kv_cache_memory_bytes": self.kv_cache_bytes,
             "gpu_memory_utilization": self.gpu_memory_utilization,
         }

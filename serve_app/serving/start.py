@@ -38,7 +38,7 @@ from serve_app.planning.footprint import host_footprint
 from serve_app.serving.placement import assigned_fraction
 from serve_app.store.facts import checkpoint_facts
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 
 def require_planned_share(args: VariantArgs) -> None:
@@ -70,7 +70,7 @@ async def start_in_turn(
     do not come in time or the engine does not start, ConfigError for settings that it refuses.
     """
     prepare_engine(spec)
-    spec = replace(spec, settings=with_planned_sizes(spec.settings, facts))
+    spec = replace(spec, settings=with_planned_sizes(spec.settings))
     devices, need = _devices_and_need(args, facts)
     directory = runtime_dir()
     announce_owner(args.name, tuple(device.key for device in devices), need.need_bytes, directory)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serve_app.config.schema import VariantArgs
 from serve_app.config.secrets import internal_token
+from serve_app.config.sizing import dtype_bytes
 from serve_app.domain.checkpoint import Checkpoint, VariantCard
 from serve_app.domain.quant import NOMINAL_BITS, QuantScheme
 from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
@@ -90,8 +91,7 @@ class VariantServer:
         """
         if spec.settings.kind == "fake":
             return await start_engine(spec)
-        dtype_bytes = 4 if spec.settings.dtype == "float32" else 2
-        facts = checkpoint_facts(str(spec.checkpoint_dir), dtype_bytes)
+        facts = checkpoint_facts(str(spec.checkpoint_dir), dtype_bytes(spec.settings))
         metrics = ServeMemoryMetrics(self._args.name)
         engine, watch = await start_in_turn(self._args, spec, facts, metrics)
         self._watch = watch.start()

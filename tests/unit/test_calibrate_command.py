@@ -5,10 +5,10 @@ import sys
 import pytest
 
 from serve_app.calibrate.engine_run import EngineRun
-from serve_app.calibrate.measure import as_planned, entry_of, gpus_at_hand, type_of
+from serve_app.calibrate.measure import entry_of, gpus_at_hand, type_of
 from serve_app.cli import main
 from serve_app.config.gpus import load_gpus
-from serve_app.config.schema import EngineSettings, VariantArgs
+from serve_app.config.schema import VariantArgs
 from serve_app.domain.errors import ConfigError, EngineError, InvalidRunError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import GIB, MIB
@@ -105,16 +105,6 @@ def test_a_gpu_in_use_is_not_measured_on():
         gpus_at_hand(1, lambda count: [busy])
     idle = Card()
     assert gpus_at_hand(1, lambda count: [idle]) == [idle]
-
-
-def test_sizes_that_a_file_leaves_open_are_those_of_the_plan():
-    assert as_planned(EngineSettings()).max_num_seqs == 64
-    assert as_planned(EngineSettings()).max_num_batched_tokens == 2048
-    assert as_planned(EngineSettings(max_num_seqs=8)).max_cudagraph_capture_size == 8
-    assert as_planned(EngineSettings(max_num_seqs=4096)).max_num_batched_tokens == 4096
-    given = EngineSettings(max_num_seqs=8, max_num_batched_tokens=512, max_cudagraph_capture_size=0)
-    assert as_planned(given) == given
-    assert as_planned(EngineSettings(enforce_eager=True)).max_cudagraph_capture_size is None
 
 
 def command(monkeypatch, capsys, *words):

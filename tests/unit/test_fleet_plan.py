@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from serve_app.domain.errors import CheckpointError, ConfigError, PlanError
 from serve_app.domain.quant import QuantMethod
 from serve_app.fleet.cli import plan as plan_command
 from serve_app.fleet.read import assumed_scheme
+from serve_app.planning.footprint import Calibration
 
 ROOT = Path(__file__).parents[2]
 LLAMA = ROOT / "tests/fixtures/model_configs/llama-3.1-8b.json"
@@ -136,8 +138,8 @@ def test_an_unreachable_checkpoint_says_how_to_plan_without_it(prod, capsys, mon
 def test_several_types_are_compared_by_price(capsys):
     out = run(capsys, ROOT / "configs/prod.yaml", compare=True)
     compared = out.split("the cheapest first:")[1]
-    names = [line.split()[0] for line in compared.splitlines() if " GPUs  " in line]
-    prices = [float(line.split()[3]) for line in compared.splitlines() if "USD per hour" in line]
+    names = re.findall(r"^(\S+) +\d+ GPUs?  ", compared, re.MULTILINE)
+    prices = [float(price) for price in re.findall(r"([\d.]+) USD per hour", compared)]
     assert names[0] == "L4"
     assert names[-1] == "H100-NVL"  # without a price in the catalogue
     assert prices == sorted(prices)
@@ -179,3 +181,100 @@ def test_the_command_has_its_place_and_an_example():
 def test_the_usual_storage_of_each_method_can_be_planned():
     for method in QuantMethod:
         assert assumed_scheme(method).method is method
+
+
+def fleet_of(tmp_path: Path, **engine) -> Path:
+    """One variant of Llama-3.1-8B on a GPU, as little as a file may say."""
+    variant = {
+        "name": "a",
+        "route_prefix": "/variants/a",
+        "import_path": "serve_app.app:variant",
+        "args": {
+            "model": "m",
+            "name": "a",
+            "checkpoint": "s3://bucket/a",
+            "method": "gptq",
+            "gpu": {"type": "L4", "concurrency": 1},
+            "engine": {"dtype": "float16", "max_model_len": 4096, **engine},
+        },
+    }
+    router = {
+        "name": "router",
+        "route_prefix": "/",
+        "import_path": "serve_app.app:router",
+        "args": {"model": "m"},
+        "deployments": [{"name": "VariantRouter", "user_config": {"split": {"a": 10_000}}}],
+    }
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"applications": [router, variant]}))
+    return path
+
+
+def test_a_tensor_parallel_variant_takes_whole_gpus_of_one_node(tmp_path, capsys):
+    config = fleet_of(tmp_path, tensor_parallel_size=2)
+    found = as_json(capsys, config, assume=LLAMA, gpu=["L4=4"], gpus_per_node=2)
+    assert found["needed_gpus"] == 2
+    assert [gpu["used_bp"] for gpu in found["gpus"]] == [10_000, 10_000]
+    with pytest.raises(PlanError, match=r"of one node|nodes of 1"):
+        run(capsys, config, assume=LLAMA, gpu=["L4=4"], gpus_per_node=1)
+
+
+def test_measured_bytes_reach_the_plan(tmp_path, capsys, monkeypatch):
+    def measured(uri, gpu, sizes):
+        assert (uri, gpu) == ("s3://bucket/a", "L4")
+        return Calibration(activation_bytes=12345)
+
+    monkeypatch.setattr("serve_app.fleet.cli.calibrations", lambda: measured)
+    found = as_json(capsys, fleet_of(tmp_path), assume=LLAMA)
+    assert found["variants"]["a"]["plan"]["activation"] == {"bytes": 12345, "source": "measured"}
+
+
+def test_a_checkpoint_of_another_method_is_refused(prod, capsys):
+    edited(prod, "method: awq", "method: fp8")
+    with pytest.raises(CheckpointError, match=r"awq declares fp8, .*Declare `method: awq`"):
+        run(capsys, prod)
+
+
+def test_float32_weights_take_twice_the_bytes(tmp_path, capsys):
+    def weights(dtype: str) -> int:
+        config = edited(fleet_of(tmp_path, dtype=dtype), "method: gptq", "method: unquantized")
+        found = as_json(capsys, config, assume=LLAMA, gpu=["H100"])
+        return found["variants"]["a"]["plan"]["weights"]["bytes"]
+
+    assert weights("float32") == pytest.approx(2 * weights("float16"), rel=1e-6)
+
+
+def test_a_file_with_autoscaling_gets_its_first_plan(prod, capsys):
+    shipped = prod.read_text()
+    prod.write_text(
+        re.sub(r", fraction: 0\.\d+|\n +(kv_cache_memory_bytes|gpu_memory_u).*", "", shipped)
+    )
+    assert "fraction" not in prod.read_text().split("applications:")[1]
+    run(capsys, prod, write=True)
+    assert yaml.safe_load(prod.read_text()) == yaml.safe_load(shipped)
+
+
+def test_a_move_that_would_break_the_file_leaves_it_as_it_is(prod, capsys):
+    before = prod.read_text()
+    with pytest.raises(ConfigError, match="budget needs the GPUs of type L40S"):
+        run(capsys, prod, gpu=["L40S"], write=True)
+    assert prod.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["nowhere/plan.png", "plan.odd"])
+def test_a_picture_that_cannot_be_drawn_is_an_error_of_ours(tmp_path, capsys, name):
+    with pytest.raises(ConfigError, match="cannot draw"):
+        run(capsys, ROOT / "configs/prod.yaml", png=tmp_path / name)
+
+
+def test_a_long_name_leaves_room_for_the_numbers(tmp_path, capsys):
+    name = "a" * 60
+    config = fleet_of(tmp_path)
+    config.write_text(
+        config.read_text()
+        .replace("name: a\n", f"name: {name}\n")
+        .replace("/variants/a", f"/variants/{name}")
+        .replace("a: 10000", f"{name}: 10000")
+    )
+    out = run(capsys, config, assume=LLAMA)
+    assert re.search(r"a{10,}… +gptq W4A16 g128 +L4 +5\.\d\dc", out)

@@ -5,14 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.config.replicas import ReplicaBounds, replica_bounds
-from serve_app.config.schema import VariantArgs
-from serve_app.config.sizing import cache_wish, require_share, variant_plan
+from serve_app.config.schema import EngineSettings, VariantArgs
+from serve_app.config.sizing import (
+    cache_wish,
+    require_share,
+    variant_plan,
+    with_planned_sizes,
+)
 from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.quant import QuantMethod, QuantScheme
 from serve_app.domain.units import BP_TOTAL, GIB, MIB
 from serve_app.planning.facts import CheckpointFacts, Source
-from serve_app.planning.fixes import nearest_fixes
+from serve_app.planning.fixes import Trial, nearest_fixes
 from serve_app.planning.footprint import Calibration, EngineSizes, Footprint, Part
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
 from serve_app.planning.shape import ModelShape
@@ -56,7 +61,8 @@ def parts(fixed_bytes: int, token_bytes: int = 131072) -> Footprint:
 )
 def test_no_mix_that_ray_may_place_on_one_gpu_exceeds_it(needs, gpu):
     """Whatever replicas Ray co-locates: fractions of at most 1 in all mean bytes that fit."""
-    plans = [MemoryPlan("x", gpu, SIZES, parts(0), need) for need in needs]
+    context = parts(5 * 700 * MIB)  # 700 MiB in each part, the context among them
+    plans = [MemoryPlan("x", gpu, SIZES, context, need) for need in needs]
     placed: list[MemoryPlan] = []
     for plan in plans:  # as Ray does: while the fractions still fit
         if sum(other.fraction_bp for other in [*placed, plan]) <= BP_TOTAL:
@@ -170,7 +176,8 @@ def test_each_fix_that_is_named_makes_the_variant_fit():
     facts = facts_of(PLAIN)
     plan = variant_plan(args(), facts, L4, wish=wish)
     assert not plan.fits
-    fixes = nearest_fixes(plan, facts, wish, [L4, T4, H100])
+    trial = Trial(plan, facts, wish, lambda gpu, scheme: True)
+    fixes = nearest_fixes(trial, [L4, T4, H100])
     names = [fix.split(" ")[0] for fix in fixes]
     assert names == ["gpu.concurrency", "engine.max_model_len", "gpu.type", "a",
                      "engine.tensor_parallel_size"]  # fmt: skip
@@ -214,3 +221,77 @@ def test_bounds_and_shares_that_contradict_are_refused(deployment, says):
     }
     with pytest.raises(ConfigError, match=says):
         replica_bounds(application)
+
+
+def test_a_gpu_type_without_kernels_is_no_fix():
+    wish = CacheWish(concurrency=12)
+    plan = variant_plan(args(), facts_of(PLAIN), L4, wish=wish)
+    trial = Trial(plan, facts_of(PLAIN), wish, lambda gpu, scheme: gpu is not H100)
+    assert not any("H100" in fix for fix in nearest_fixes(trial, [L4, T4, H100]))
+
+
+def test_fixes_are_of_measured_bytes_where_there_are_any():
+    def calibrations(uri, gpu, sizes):
+        return Calibration(weights_bytes=GIB) if gpu == "T4" else None
+
+    wish = CacheWish(concurrency=10)
+    plan = variant_plan(args(), facts_of(PLAIN), L4, wish=wish)
+    trial = Trial(plan, facts_of(PLAIN), wish, lambda gpu, scheme: True, calibrations)
+    assert any("gpu.type T4" in fix for fix in nearest_fixes(trial, [L4, T4, H100]))
+
+
+def test_sizes_that_a_file_leaves_open_are_those_of_the_plan():
+    """What is planned is what vLLM is given: its own defaults follow the whole card."""
+    settings = with_planned_sizes(EngineSettings())
+    assert settings.max_num_seqs == 64
+    assert settings.max_num_batched_tokens == 2048
+    assert settings.max_cudagraph_capture_size == 64
+    assert with_planned_sizes(EngineSettings(max_num_seqs=4096)).max_num_batched_tokens == 4096
+    given = EngineSettings(max_num_seqs=8, max_num_batched_tokens=512, max_cudagraph_capture_size=4)
+    assert with_planned_sizes(given) == given
+    assert with_planned_sizes(EngineSettings(enforce_eager=True)).max_cudagraph_capture_size is None
+
+
+def test_sizes_reach_the_footprint():
+    def parts_of(**engine):
+        return variant_plan(args(**engine), facts_of(AWQ), L4).footprint
+
+    plain = parts_of()
+    assert parts_of(kv_cache_dtype="fp8").kv_bytes_per_token * 2 == plain.kv_bytes_per_token
+    assert parts_of(enforce_eager=True).cuda_graphs.bytes == 0 < plain.cuda_graphs.bytes
+    assert parts_of(max_num_seqs=512).activation.bytes > plain.activation.bytes
+    assert "max_cudagraph_capture_size" not in variant_plan(
+        args(enforce_eager=True), facts_of(AWQ), L4
+    ).engine_settings()  # fmt: skip
+
+
+def test_latent_attention_is_planned_in_its_larger_blocks():
+    latent = replace(LLAMA, latent_dim=512, rope_dim=64, nope_dim=128, value_dim=128)
+    facts = CheckpointFacts("x", latent, AWQ, weights_from_shape(latent, AWQ))
+    plan = variant_plan(args(max_model_len=4100), facts, L4, wish=CacheWish(concurrency=1))
+    assert plan.kv_cache_bytes >= 4224 * plan.footprint.kv_bytes_per_token  # 33 blocks of 128
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ({"max_model_len": 200_000}, "max_model_len 200,000, and its model ends at 131,072"),
+        ({"tensor_parallel_size": 3}, "does not divide the model's 32 attention heads"),
+        ({"engine_args": {"speculative_config": {}}}, r"speculative_config \(a draft model\)"),
+    ],
+)
+def test_what_vllm_would_refuse_or_the_plan_does_not_know_is_refused(engine, says):
+    with pytest.raises(PlanError, match=says):
+        variant_plan(args(**engine), facts_of(AWQ), L4)
+
+
+def test_a_block_size_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="have 'abc'"):
+        variant_plan(args(engine_args={"block_size": "abc"}), facts_of(AWQ), L4)
+
+
+def test_a_utilization_that_forgets_the_context_is_refused():
+    share = variant_plan(args(gpu={"concurrency": 3}), facts_of(AWQ), L4).fraction
+    written = planned_args(gpu_memory_utilization=share)
+    with pytest.raises(PlanError, match="beside the CUDA context"):
+        require_share(written, variant_plan(written, facts_of(AWQ), L4))

@@ -1,9 +1,12 @@
 """What a variant needs when it starts, from its file, its checkpoint and its device."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from serve_app.config.gpus import find_gpu, load_gpus
 from serve_app.config.parse import parse
 from serve_app.config.schema import VariantArgs
 from serve_app.config.sizing import variant_plan
@@ -12,7 +15,13 @@ from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import GIB, MIB
 from serve_app.reference.build import CHECKPOINT
 from serve_app.serving import start
-from serve_app.serving.start import gpu_need_bytes, host_need_bytes, require_assigned
+from serve_app.serving.placement import actor_options, assigned_fraction
+from serve_app.serving.start import (
+    gpu_need_bytes,
+    host_need_bytes,
+    require_assigned,
+    require_planned_share,
+)
 from serve_app.store.facts import checkpoint_facts
 from tests.fakes.nvml import Card, FakeNvml
 
@@ -105,3 +114,64 @@ def test_a_need_that_no_file_states_is_explained(monkeypatch, facts):
     _, need = devices_and_need(monkeypatch, variant(max_model_len=64), facts, card, 1.0)
     said = need.describe()
     assert "(without engine.kv_cache_memory_bytes vLLM takes 92% of a device)" in said
+
+
+def planned_variant(facts, gpu: str = "L4", **changes: object) -> VariantArgs:
+    """A variant with the numbers that `quantile plan --write` puts into its file."""
+    asked = variant({"type": gpu, "concurrency": 8}, dtype="bfloat16", max_model_len=512)
+    plan = variant_plan(asked, facts, find_gpu(load_gpus(), gpu))
+    share = {"type": gpu, "concurrency": 8, "fraction": plan.fraction}
+    args = variant(share | changes, dtype="bfloat16", **plan.engine_settings())
+    return args.model_copy(update={"checkpoint": str(CHECKPOINT)})
+
+
+def test_the_builder_takes_planned_shares_and_refuses_less(facts):
+    require_planned_share(planned_variant(facts))
+    with pytest.raises(PlanError, match=r"gpu\.fraction 0\.0500 of a L4 .* needs 0\.05\d"):
+        require_planned_share(planned_variant(facts, fraction=0.05))
+
+
+def test_the_builder_refuses_what_has_no_kernel_on_the_planned_gpu(facts):
+    args = planned_variant(facts, "T4")
+    with pytest.raises(PlanError, match=r"variant a: bfloat16 needs compute capability 8\.0"):
+        require_planned_share(args)
+
+
+def test_a_checkpoint_that_the_builders_node_lacks_is_left_to_the_replica(facts, caplog):
+    args = planned_variant(facts, fraction=0.05).model_copy(update={"checkpoint": "/only/there"})
+    require_planned_share(args)
+    assert "checked in the replica" in caplog.text
+
+
+def test_without_a_gpu_or_with_a_fake_engine_there_is_no_share_to_check():
+    require_planned_share(variant())
+    require_planned_share(variant({"type": "L4"}, kind="fake"))
+
+
+def test_a_card_that_is_not_the_planned_one_is_not_taken_for_it(monkeypatch, facts):
+    args = variant({"type": "L40S", "fraction": 0.1}, kv_cache_memory_bytes=GIB, max_model_len=64)
+    workstation = Card("GPU-6", "NVIDIA RTX A4500", total=20470 * MIB)
+    with pytest.raises(PlanError, match=r"Ray has set aside 0\.1000"):
+        devices_and_need(monkeypatch, args, facts, workstation, 0.1)
+
+
+@pytest.mark.parametrize(("n_gpus", "total", "share"), [(1, 0.4, 0.4), (2, 2.0, 1.0), (0, 0, 0.0)])
+def test_the_share_is_of_each_gpu(monkeypatch, n_gpus, total, share):
+    class Context:
+        def get_accelerator_ids(self):
+            return {"GPU": [str(i) for i in range(n_gpus)]}
+
+        def get_assigned_resources(self):
+            return {"GPU": total} if total else {}
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_runtime_context=Context))
+    assert assigned_fraction() == share
+
+
+def test_a_planned_variant_asks_ray_for_its_share_on_its_type(facts):
+    args = planned_variant(facts)
+    assert actor_options(args)["num_gpus"] == args.gpu.fraction
+    assert actor_options(args)["label_selector"] == {"ray.io/accelerator-type": "L4"}
+    wide = variant({"type": "H100"}, tensor_parallel_size=2)
+    assert actor_options(wide)["num_gpus"] == 2
+    assert actor_options(variant()) == {"num_cpus": 0}
