@@ -39,7 +39,7 @@ def test_typed_settings_reach_vllm():
         "max_num_batched_tokens": 2048,
         "kv_cache_memory_bytes": 64 << 20,
         "gpu_memory_utilization": 0.25,
-        "max_cudagraph_capture_size": 0,
+        "max_cudagraph_capture_size": 16,
         "tensor_parallel_size": 2,
         "enforce_eager": True,
     }
