@@ -1,13 +1,13 @@
 """Put planned numbers into a Serve config file and leave every other byte of it as it is.
 
-Text is edited where YAML's own parser says that a value stands; a round trip through a YAML library
-would move comments (ruamel.yaml does, after aliases). A mapping that a variant takes by alias is
-not edited, since others share it: the alias is extended in place, `{<<: *engine, key: value}`.
+What comes out is loaded and held against what went in: either exactly the planned numbers differ,
+or ConfigError is raised and the file stays as it was. A variant's own alias of its `gpu` or
+`engine`, as its autoscaling policy has one, goes with it.
 """
 
-import re
+import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,147 +15,174 @@ import yaml
 
 from serve_app.config.serve_file import VARIANT_IMPORT
 from serve_app.domain.errors import ConfigError
+from serve_app.fleet.yaml_edit import in_flow, with_values
 
 Planned = Mapping[str, Mapping[str, Any]]
 """Sections of a variant's args (`engine`, `gpu`) and the scalars to set in them."""
-
-_Values = dict[int, dict[str, str]]
-"""Scalars of mapping nodes, by the node's identity, as they will stand after the edits."""
-
-_ALIAS = re.compile(r"\s*:\s*(\*[^\s,\[\]{}]+)")
-
-
-@dataclass(frozen=True)
-class _Edit:
-    start: int
-    end: int
-    text: str
-    column: int = 0
 
 
 def write_planned(path: Path, planned: Mapping[str, Planned]) -> bool:
     """Set the planned numbers of each variant, by its name; whether that changed the file.
 
-    Raises ConfigError when the file does not hold one of the variants.
+    Readers see the old file or the new one; its mode, and a link to it, stay. Raises ConfigError,
+    the file untouched, where `set_planned` does or the file cannot be read or written.
     """
-    before = path.read_text()
-    after = set_planned(before, planned)
-    if after != before:
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(after)
-        temporary.replace(path)
+    try:
+        before = path.read_bytes().decode()
+        after = set_planned(before, planned)
+        if after != before:
+            _replace(path.resolve(), after.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot put numbers into {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from None
     return after != before
 
 
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        shutil.copymode(path, unfinished)
+        Path(unfinished).replace(path)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
 def set_planned(text: str, planned: Mapping[str, Planned]) -> str:
-    """`text` with the planned numbers in it. Raises ConfigError for an unknown variant."""
-    edits: list[_Edit] = []
-    found = _variant_args(text)
-    missing = [name for name in planned if name not in found]
+    """`text` with the planned numbers in it, fractions rounded to Ray's grain of 0.0001.
+
+    Raises ConfigError for an unknown variant, and for text in which the numbers cannot be set
+    without changing something else: a variant without a plan may share what would change.
+    """
+    content = _load(text)
+    names = _variants(content)
+    missing = [name for name in planned if name not in names.values()]
     if missing:
-        raise ConfigError(f"the file has no variant {', '.join(missing)}; has {', '.join(found)}")
-    values: _Values = {}
-    for name in (name for name in found if name in planned):  # as in the file: anchors come first
-        for section, wished in planned[name].items():
-            edits += _set_section(text, found[name], section, wished, values)
-    # From the end; of insertions in one place the outermost first, so that it ends up last.
-    edits.reverse()
-    for edit in sorted(edits, key=lambda edit: (-edit.start, edit.column)):
-        text = text[: edit.start] + edit.text + text[edit.end :]
+        have = ", ".join(names.values())
+        raise ConfigError(f"the file has no variant {', '.join(missing)}; has {have}")
+    wished = {
+        index: {"args": _rounded(planned[name])} for index, name in names.items() if name in planned
+    }
+    applications = list(content["applications"])
+    for index, values in wished.items():
+        applications[index] = _wanted(applications[index], values)
+    try:
+        after = _edited(text, wished)
+        found = _load(after)
+    except ConfigError as error:
+        raise _by_hand(str(error), planned) from None
+    wrong = [
+        names.get(index, f"application {index + 1}")
+        for index, (one, other) in enumerate(zip(found["applications"], applications, strict=True))
+        if not _same(one, other)
+    ]
+    if wrong:
+        raise _by_hand(f"{', '.join(wrong)} would come out otherwise, by an alias or `<<`", planned)
+    if not _same(found, {**content, "applications": applications}):
+        raise _by_hand("it would change more than the variants", planned)
+    return after
+
+
+def _edited(text: str, wished: Mapping[int, Mapping[str, Any]]) -> str:
+    # In the file's order an anchor's numbers stand before those that take them by alias are looked
+    # at. The second time finds what did not differ until a later part of its variant changed.
+    for index in [*wished, *wished]:
+        lacking = _lacking(_load(text)["applications"][index], wished[index])
+        if lacking:
+            text = with_values(text, index, lacking)
     return text
 
 
-def _variant_args(text: str) -> dict[str, yaml.MappingNode]:
-    """The `args` mapping of each variant application, by the variant's name."""
-    root = yaml.compose(text, Loader=yaml.CSafeLoader)
-    applications = _child(root, "applications")
+def _load(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)  # as Ray Serve does; the C loader takes more, and less
+    except yaml.YAMLError as error:
+        raise ConfigError(f"no YAML that Ray Serve can load: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("applications"), list):
+        raise ConfigError("no Ray Serve config: it needs a list `applications`")
+    return content
+
+
+def _variants(content: Mapping[str, Any]) -> dict[int, str]:
+    """The variants' names by their place among the applications."""
     found = {}
-    for application in applications.value if isinstance(applications, yaml.SequenceNode) else []:
-        kind, args = _child(application, "import_path"), _child(application, "args")
-        if kind is not None and kind.value == VARIANT_IMPORT:
-            name = _child(args, "name")
-            if isinstance(args, yaml.MappingNode) and name is not None:
-                found[name.value] = args
+    for index, application in enumerate(content["applications"]):
+        match application:
+            case {"import_path": path, "args": {"name": str(name)}} if path == VARIANT_IMPORT:
+                found[index] = name
     return found
 
 
-def _pairs(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
-    return node.value if isinstance(node, yaml.MappingNode) else []
+def _rounded(planned: Planned) -> dict[str, dict[str, Any]]:
+    return {
+        section: {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in numbers.items()
+        }
+        for section, numbers in planned.items()
+    }
 
 
-def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    return next((value for name, value in _pairs(node) if name.value == key), None)
+def _by_hand(reason: str, planned: Mapping[str, Planned]) -> ConfigError:
+    numbers = "".join(f"\n  {name}: {in_flow(sections)}" for name, sections in planned.items())
+    return ConfigError(
+        f"--write cannot set these numbers alone: {reason}. The file is as it was. Write them into "
+        f"the variants' args by hand, and where a mapping is shared write it out:{numbers}"
+    )
 
 
-def _set_section(
-    text: str, args: yaml.MappingNode, section: str, wished: Mapping[str, Any], values: _Values
-) -> list[_Edit]:
-    pair = next((pair for pair in _pairs(args) if pair[0].value == section), None)
-    if pair is None:
-        return [_insertion(text, args, f"{section}: {{{_flow(wished)}}}")]
-    key, node = pair
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"`{section}` is no mapping: {text[key.start_mark.index :][:60]!r}")
-    have = _values_of(node, values)
-    changed = {name: value for name, value in wished.items() if have.get(name) != _scalar(value)}
-    if node.start_mark.index < key.start_mark.index:
-        return [_extend_alias(text, key, changed)] if changed else []
-    own = {name.value: value for name, value in node.value}
-    edits = []
-    for name, value in changed.items():
-        have[name] = _scalar(value)
-        if name in own:
-            place = own[name]
-            edits.append(_Edit(place.start_mark.index, place.end_mark.index, _scalar(value)))
-        else:
-            edits.append(_insertion(text, node, f"{name}: {_scalar(value)}"))
-    return edits
+def _wanted(application: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The application with the values in its args, and in what takes a section by alias."""
+    args = application["args"]
+    new = {
+        id(args[section]): _updated(args[section], numbers)
+        for section, numbers in values["args"].items()
+        if isinstance(args.get(section), dict)
+    }
+
+    def follow(value: Any) -> Any:
+        if isinstance(value, list):
+            return [follow(each) for each in value]
+        if isinstance(value, dict):
+            return new.get(id(value)) or {name: follow(each) for name, each in value.items()}
+        return value
+
+    return _updated(follow(application), values)
 
 
-def _values_of(node: yaml.MappingNode, values: _Values) -> dict[str, str]:
-    """The mapping's scalars as they will stand, those that it merges (`<<`) included."""
-    if id(node) not in values:
-        merged = _child(node, "<<")
-        inherited = _values_of(merged, values) if isinstance(merged, yaml.MappingNode) else {}
-        own = {name.value: value.value for name, value in node.value if name.value != "<<"}
-        values[id(node)] = inherited | own
-    return values[id(node)]
+def _updated(have: Any, wished: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(have, dict | None):
+        raise ConfigError(f"{have!r} stands where a mapping must, to take {in_flow(wished)}")
+    have = have or {}
+    new = {
+        name: _updated(have.get(name), value) if isinstance(value, Mapping) else value
+        for name, value in wished.items()
+    }
+    return {**have, **new}
 
 
-def _extend_alias(text: str, key: yaml.Node, values: Mapping[str, Any]) -> _Edit:
-    alias = _ALIAS.match(text, key.end_mark.index)
-    if alias is None:
-        raise ConfigError(f"`{key.value}` is an alias in a form that --write does not know")
-    return _Edit(alias.start(1), alias.end(1), f"{{<<: {alias[1]}, {_flow(values)}}}")
+def _lacking(have: Any, wished: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `wished` that `have` does not hold yet."""
+    lacking = {}
+    for name, value in wished.items():
+        found = (have or {}).get(name)
+        if isinstance(value, Mapping):
+            value = _lacking(found, value)
+            if value:
+                lacking[name] = value
+        elif not _same(found, value):
+            lacking[name] = value
+    return lacking
 
 
-def _insertion(text: str, mapping: yaml.MappingNode, entry: str) -> _Edit:
-    """`entry` as the mapping's last: on a line of its own, or before the closing brace."""
-    if mapping.flow_style:
-        place = mapping.end_mark.index - 1
-        return _Edit(place, place, f", {entry}" if mapping.value else entry)
-    first_key, _ = mapping.value[0]
-    last_key, last_value = mapping.value[-1]
-    is_alias = last_value.start_mark.index < last_key.start_mark.index  # it stands elsewhere
-    end = last_key.end_mark.index if is_alias else _last_written(last_value)
-    newline = text.find("\n", end)
-    place = len(text) if newline < 0 else newline
-    column = first_key.start_mark.column
-    return _Edit(place, place, f"\n{' ' * column}{entry}", column)
-
-
-def _last_written(node: yaml.Node) -> int:
-    """Where a node's text ends: a block collection's own mark lies after the blank lines and
-    comments that follow it."""
-    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        node = last[1] if isinstance(last, tuple) else last
-    return node.end_mark.index
-
-
-def _flow(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {_scalar(value)}" for name, value in values.items())
-
-
-def _scalar(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _same(one: Any, other: Any) -> bool:
+    """Whether both are equal and of one type: YAML's 1, 1.0 and true are equal to Python."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other) or repr(one) == repr(other)  # a NaN equals nothing
