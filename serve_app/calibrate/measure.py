@@ -11,9 +11,12 @@ from serve_app.config.gpus import recognise_gpu
 from serve_app.config.schema import VariantArgs
 from serve_app.domain.errors import ConfigError, EngineError, InvalidRunError
 from serve_app.domain.gpu import GpuProfile
-from serve_app.domain.units import format_bytes
+from serve_app.domain.units import MIB, format_bytes
 from serve_app.node.devices import DeviceMemory
 from serve_app.planning.measured import EngineMemory, largest, measured_parts
+
+IDLE_BYTES = 256 * MIB
+"""What may be taken of a GPU that nobody uses: the driver's own, beyond what it says it keeps."""
 
 
 class Gpu(DeviceMemory, Protocol):
@@ -37,6 +40,12 @@ def gpus_at_hand(count: int, find: Callable[[int], Sequence[Gpu]]) -> Sequence[G
             raise ConfigError(
                 f"{gpu.key} is in use by {len(holders)} process(es), the largest with "
                 f"{holders[0].describe()}: calibration needs the GPU alone"
+            )
+        used = gpu.profile().usable_bytes - gpu.free_bytes()
+        if used > IDLE_BYTES:  # in a container NVML may not list whose it is
+            raise ConfigError(
+                f"{format_bytes(used)} of {gpu.key} are in use by processes that the driver does "
+                "not name here: calibration needs the GPU alone"
             )
     return gpus
 

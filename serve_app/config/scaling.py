@@ -13,6 +13,16 @@ from serve_app.scaling.serve_policy import stake_of, targets_of
 
 POLICY = "serve_app.scaling.serve_policy:VariantAutoscaler"
 _DELAYS = ("upscale_delay_s", "downscale_delay_s")
+_BESIDE = {
+    "upscaling_factor": 1,
+    "downscaling_factor": 1,
+    "upscale_smoothing_factor": 1,
+    "downscale_smoothing_factor": 1,
+    "smoothing_factor": 1,
+    "initial_replicas": None,
+    "downscale_to_zero_delay_s": 0,
+}
+"""Settings of Serve that act beside the policy, and their neutral values."""
 _STAKE = ("gpu", "budget", "tensor_parallel_size", "weight")
 
 
@@ -62,6 +72,12 @@ def _check_policy(scaling: dict[str, Any], args: VariantArgs, planned: bool) -> 
         raise ConfigError(
             f"{where} needs {' and '.join(f'{name}: 0' for name in late)}: Serve's delays would "
             "come on top of the policy's own (policy_kwargs), also where a replica must make room"
+        )
+    beside = [name for name, neutral in _BESIDE.items() if scaling.get(name) not in (None, neutral)]
+    if beside:
+        raise ConfigError(
+            f"{where} sets {', '.join(beside)}: Serve would change what the policy decided for all "
+            "variants together; leave it out"
         )
     kwargs = dict((scaling["policy"].get("policy_kwargs")) or {})
     stake = {name: kwargs.pop(name, None) for name in _STAKE}

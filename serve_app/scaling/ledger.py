@@ -95,12 +95,13 @@ class Ledger:
         return entry.grant.replicas
 
     def _decide(self, now_s: float) -> None:
-        gone = [name for name, entry in self._entries.items() if entry.owner() is None]
-        for name in gone:
+        # Two rounds of patience: settings that change bring a new owner, after the old is gone.
+        missed = {name for name, entry in self._entries.items() if entry.round < self._round - 1}
+        for name in [name for name in missed if self._entries[name].owner() is None]:
             del self._entries[name]
         for entry in self._entries.values():
             if self._is_waking(entry):
-                entry.wish = Wish(1, 1.0, "woken")
+                entry.wish = Wish(max(1, entry.seen.target), max(1.0, entry.wish.demand), "woken")
                 entry.memory = replace(entry.memory, idle_since_s=now_s)
         pools = _pools(self._entries.values())
         claims: dict[str, list[Claim]] = {gpu: [] for gpu in pools}
@@ -120,8 +121,8 @@ class Ledger:
                 _log(name, entry, entry.grant)
 
     def _is_waking(self, entry: _Entry) -> bool:
-        """Serve does not ask the policy of a sleeping variant while requests wait for it: it
-        starts a replica by itself. So a sleeper that misses a whole round is waking.
+        """Serve does not ask the policy of a variant without replicas while requests wait for it:
+        it starts one by itself, or all that it aimed at. One that misses a whole round is waking.
         """
         return entry.seen.replicas == 0 and entry.round < self._round - 1
 

@@ -53,12 +53,14 @@ class Observation:
     """Requests that run or wait anywhere: at the ingress, in a replica, in an engine."""
     queued: float = 0.0
     """Those of them that wait at the ingress for a replica."""
+    reporting: int = 0
+    """Replicas that the next three are of: a new one serves before it first reports."""
     running: float | None = None
-    """Requests that the engines work on, over all replicas."""
+    """Requests that the engines work on, over the replicas that report."""
     waiting: float | None = None
-    """Requests that the engines hold back, over all replicas."""
+    """Requests that the engines hold back, likewise."""
     kv_use: float | None = None
-    """Share of the KV cache in use, mean over replicas."""
+    """Share of the KV cache in use, their mean."""
     served_total: float | None = None
     """Requests ever taken by the replicas that serve now; any change of it is activity."""
 
@@ -122,9 +124,9 @@ def _capacity(seen: Observation, targets: Targets, memory: Memory) -> float | No
     """Requests per replica that an engine really holds.
 
     An engine that holds requests back is full with what runs; one that holds more than was
-    thought, and none back, proves the thought wrong.
+    thought, and none back, proves the thought wrong. Nothing is learnt before all have reported.
     """
-    if seen.running is None or seen.waiting is None:
+    if seen.running is None or seen.waiting is None or seen.reporting < seen.replicas:
         return memory.capacity
     per_replica = seen.running / seen.replicas
     if seen.waiting >= seen.replicas and per_replica >= 1:
@@ -141,7 +143,7 @@ def _demand(seen: Observation, targets: Targets, memory: Memory) -> tuple[float,
     demand = seen.ongoing / per_replica
     why = f"{seen.ongoing:.1f} requests at {per_replica:.1f} per replica ({limit})"
     if seen.kv_use is not None:
-        by_cache = seen.kv_use * seen.replicas / targets.kv_use_limit
+        by_cache = seen.kv_use * seen.reporting / targets.kv_use_limit
         if by_cache > demand:
             return by_cache, f"KV cache {seen.kv_use:.0%} used, limit {targets.kv_use_limit:.0%}"
     return demand, why

@@ -69,6 +69,7 @@ class VariantAutoscaler:
         **targets: float,
     ) -> None:
         self._fault: str | None = None
+        self._said = ""
         self._targets: Mapping[str, float] = targets
         self._stake: Stake | None = None
         try:
@@ -80,13 +81,19 @@ class VariantAutoscaler:
             logger.error("policy_kwargs refused, the replicas stay as they are: %s", error)
 
     def __call__(self, context: Context) -> tuple[int, dict[str, Any]]:
-        """Called by Serve. Keeps the replicas as they are when it cannot decide."""
+        """Called by Serve. Keeps the replicas as they are when it cannot decide, and tries again:
+        an exception would stop Serve's control loop for every application.
+        """
         if self._fault is None:
             try:
-                return self._decide(context), {}
+                decided = self._decide(context)
             except Exception as error:
-                self._fault = repr(error)
-                logger.exception("%s is not scaled any more", context.app_name)
+                if repr(error) != self._said:
+                    self._said = repr(error)
+                    logger.exception("%s cannot be scaled now", context.app_name)
+            else:
+                self._said = ""
+                return decided, {}
         return context.target_num_replicas, {}
 
     def _decide(self, context: Context) -> int:
@@ -148,6 +155,7 @@ def observe(context: Context) -> Observation:
         maximum=context.capacity_adjusted_max_replicas,
         ongoing=context.total_num_requests,
         queued=context.total_queued_requests,
+        reporting=len(means.get(RUNNING) or ()),
         running=_total(means.get(RUNNING)),
         waiting=_total(means.get(WAITING)),
         kv_use=_mean(means.get(KV_USE)),

@@ -105,12 +105,13 @@ class VariantDirectory:
         """
         while True:
             sleeping = await self._sleepers.names()
-            if sleeping is not None:
+            if sleeping is not None:  # else a probe might wake one that sleeps
                 self._asleep = self._may_sleep & sleeping
-            for name in self._asleep:
-                self._ready.pop(name, None)
-                self._silent.pop(name, None)
-            await asyncio.gather(*(self._probe(name) for name in self._may_sleep - self._asleep))
+                for name in self._asleep:
+                    self._ready.pop(name, None)
+                    self._silent.pop(name, None)
+                awake = self._may_sleep - self._asleep
+                await asyncio.gather(*(self._probe(name) for name in awake))
             await asyncio.sleep(self._interval_s * SLEEPER_INTERVALS)
 
     async def _probe(self, name: str) -> None:

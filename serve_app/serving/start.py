@@ -92,6 +92,12 @@ def _devices_and_need(
     found = gpus[0].profile()
     card = recognise_gpu(cards, found.name, found.total_bytes) or found
     need_bytes = gpu_need_bytes(args, facts, card)
+    if need_bytes > found.usable_bytes:
+        raise PlanError(
+            f"variant {args.name} needs {format_bytes(need_bytes)}, and of this {card.name} the "
+            f"driver leaves {format_bytes(found.usable_bytes)}: lower concurrency, max_num_seqs or "
+            "max_model_len, and correct reserved_mib in configs/gpus.yaml for this driver"
+        )
     require_assigned(args, card, need_bytes, assigned_fraction())
     return list(gpus), StartNeed(args.name, need_bytes, _why_so_much(args))
 

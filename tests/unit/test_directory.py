@@ -146,6 +146,15 @@ class TestSleepers:
         await asyncio.sleep(0.05)
         assert directory.is_asleep("z") and "z" not in self.n_probes
 
+    async def test_before_the_first_answer_none_is_probed(self, relay, sleepers):
+        sleepers.asleep = None
+        directory = VariantDirectory(relay, INTERVAL_S, sleepers, timeout_s=TIMEOUT_S)
+        probed = self.n_probes.get("z", 0)
+        directory.follow(["a", "z"], ["z"])
+        await asyncio.sleep(0.05)
+        assert self.n_probes.get("z", 0) == probed
+        directory.close()
+
     async def test_who_does_not_sleep_by_declaration_is_never_asked_for(self, relay, sleepers):
         directory = VariantDirectory(relay, INTERVAL_S, sleepers, timeout_s=TIMEOUT_S)
         directory.follow(["a", "z"])

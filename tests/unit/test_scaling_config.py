@@ -105,3 +105,15 @@ def test_another_policy_is_the_users_own_affair(content, check):
     scaling(content, "fp8").pop("policy")
     scaling(content, "fp8").pop("upscale_delay_s")
     assert check() == ["awq", "fp8"]
+
+
+@pytest.mark.parametrize("setting", [{"upscaling_factor": 2}, {"initial_replicas": 3}])
+def test_settings_that_act_beside_the_policy_are_refused(content, check, setting):
+    scaling(content, "fp8").update(setting)
+    with pytest.raises(ConfigError, match=f"sets {next(iter(setting))}: Serve would change"):
+        check()
+
+
+def test_neutral_settings_beside_the_policy_pass(content, check):
+    scaling(content, "fp8").update(upscaling_factor=1.0, downscale_to_zero_delay_s=0)
+    assert check() == ["awq", "fp8"]

@@ -41,6 +41,7 @@ class Variant:
             observed = Observation(
                 now_s=self.now_s,
                 ongoing=ongoing,
+                reporting=n,
                 running=running if n else None,
                 waiting=ongoing - running if n else None,
                 kv_use=min(1.0, running * self.kv_per_request / n) if n else None,
@@ -189,3 +190,14 @@ def test_more_load_never_asks_for_less(low, high, replicas):
         for load in (low, high)
     ]
     assert wishes[0] <= wishes[1]
+
+
+def test_a_replica_that_has_not_reported_yet_is_not_taken_for_an_empty_one():
+    """One engine full at 16, a second that serves and is silent: no third is due."""
+    facts = {"replicas": 2, "target": 2, "maximum": 4, "served_total": 1}
+    fast = Targets(ongoing_per_replica=16, upscale_delay_s=0)
+    half = seen(1, ongoing=24.0, reporting=1, running=16.0, waiting=8.0, kv_use=0.92, **facts)
+    wished, memory = wish(half, fast, Memory(capacity=16.0))
+    assert (wished.replicas, memory.capacity) == (2, 16.0)
+    spread = seen(2, ongoing=24.0, reporting=2, running=24.0, waiting=0.0, kv_use=0.5, **facts)
+    assert wish(spread, fast, memory)[0].replicas == 2

@@ -186,6 +186,36 @@ def test_wrong_arguments_leave_the_replicas_as_they_are(serve, caplog):
 
 def test_a_fault_of_our_own_leaves_the_replicas_as_they_are(serve, caplog, monkeypatch):
     serve.add("a", target=2)
-    monkeypatch.setattr(serve_policy, "observe", lambda _: 1 / 0)
-    assert serve.run(5) == {"a": 2}
-    assert caplog.text.count("not scaled any more") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(serve_policy, "observe", lambda _: 1 / 0)
+        assert serve.run(5) == {"a": 2}
+    assert caplog.text.count("cannot be scaled now") == 1
+    serve.variants["a"].ongoing = 100
+    assert serve.run(5) == {"a": 2}, "the budget"
+    serve.variants["a"].ongoing = 0
+    assert serve.run(30) == {"a": 0}, "it is scaled again"
+
+
+def test_replicas_that_all_died_are_waited_for_and_not_given_away(serve):
+    """Serve asks no policy of a variant without replicas, and starts all that it aimed at."""
+    serve.add("a", target=3, budget={"L4": 2})
+    serve.add("b", budget={"L4": 2})
+    serve.variants["a"].ongoing, serve.variants["b"].ongoing = 12, 4
+    assert serve.run(5) == {"a": 3, "b": 1}
+    serve.variants["a"].running = 0
+    assert serve.run(5, starts=False) == {"a": 3, "b": 1}
+    assert serve.run(5) == {"a": 3, "b": 1}
+
+
+def test_a_change_of_settings_gives_nothing_away_meanwhile(serve):
+    for name in ("a", "b"):
+        serve.add(name)
+        serve.variants[name].ongoing = 8
+    assert serve.run(5) == {"a": 1, "b": 1}
+    a = serve.variants.pop("a")
+    a.policy = None
+    gc.collect()
+    assert serve.run(TICK_S) == {"b": 1}
+    a.policy = VariantAutoscaler(gpu=HALF, budget={"L4": 1})
+    serve.variants["a"] = a
+    assert serve.run(5) == {"b": 1, "a": 1}

@@ -175,3 +175,12 @@ def test_a_planned_variant_asks_ray_for_its_share_on_its_type(facts):
     wide = variant({"type": "H100"}, tensor_parallel_size=2)
     assert actor_options(wide)["num_gpus"] == 2
     assert actor_options(variant()) == {"num_cpus": 0}
+
+
+def test_a_driver_that_keeps_more_than_the_catalogue_says_is_named(monkeypatch, facts):
+    """Else the replica would wait for memory that its card never has."""
+    args = variant(kv_cache_memory_bytes=20 * GIB, max_model_len=64)
+    need = gpu_need_bytes(args, facts, find_gpu(load_gpus(), "L4"))
+    card = Card("GPU-7", "NVIDIA L4", total=23034 * MIB, reserved=23034 * MIB - need + 1)
+    with pytest.raises(PlanError, match=r"driver leaves .* correct reserved_mib"):
+        devices_and_need(monkeypatch, args, facts, card, 1.0)
