@@ -202,9 +202,12 @@ def test_replicas_that_all_died_are_waited_for_and_not_given_away(serve):
     serve.add("b", budget={"L4": 2})
     serve.variants["a"].ongoing, serve.variants["b"].ongoing = 12, 4
     assert serve.run(5) == {"a": 3, "b": 1}
-    serve.variants["a"].running = 0
+    serve.variants["a"].running = serve.variants["a"].ongoing = 0
+    serve.run(2 * TICK_S, starts=False)
+    serve.variants["a"].ongoing = 12
     assert serve.run(5, starts=False) == {"a": 3, "b": 1}
-    assert serve.run(5) == {"a": 3, "b": 1}
+    course = [serve.run(TICK_S)["a"] for _ in range(50)]
+    assert set(course) == {3}
 
 
 def test_a_change_of_settings_gives_nothing_away_meanwhile(serve):
