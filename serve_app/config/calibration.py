@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from serve_app.config.parse import parse
+from serve_app.config.parse import parse, read_yaml
 from serve_app.config.schema import StrictModel
 from serve_app.domain.errors import ConfigError
 from serve_app.planning.footprint import Calibration, Calibrations, EngineSizes
@@ -91,12 +91,7 @@ def load_calibration(path: Path | None = None) -> CalibrationTable:
     Raises ConfigError for a file that is missing, no YAML, or has unknown or missing fields.
     """
     file = path or CALIBRATION
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the calibration {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
+    content = read_yaml(file, "the calibration ")
     content = [] if content is None else content
     if not isinstance(content, list):
         raise ConfigError(f"{file} is no calibration: it needs a list of entries")

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from serve_app.config.parse import parse
+from serve_app.config.parse import parse, read_yaml
 from serve_app.config.schema import StrictModel
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.gpu import GpuProfile
@@ -62,12 +61,7 @@ def load_gpus(path: Path | None = None) -> dict[str, GpuProfile]:
     for a driver's share that leaves nothing.
     """
     file = path or CATALOGUE
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the GPU catalogue {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
+    content = read_yaml(file, "the GPU catalogue ")
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{file} is no GPU catalogue: it needs a mapping from names to GPU types")
     return {str(name): _profile(str(name), entry, file) for name, entry in content.items()}

@@ -1,13 +1,25 @@
-"""Turn pydantic's findings into one ConfigError that says what to change."""
+"""Read YAML, and turn pydantic's findings into one ConfigError that says what to change."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.domain.errors import ConfigError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def read_yaml(path: Path, what: str = "") -> Any:
+    """The content of a YAML file, `what` it is in errors. Raises ConfigError."""
+    try:
+        return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {what}{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
 
 
 def parse(schema: type[Schema], values: Mapping[str, Any], *, where: str) -> Schema:

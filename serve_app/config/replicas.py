@@ -19,7 +19,7 @@ def replica_bounds(application: dict[str, Any]) -> ReplicaBounds:
 
     `num_replicas: auto` is Serve's shorthand for 1 to 100.
     """
-    deployment = _variant_server(application)
+    deployment = variant_deployment(application)
     where = f"application {application.get('name')!r}"
     if application.get("args", {}).get("gpu") and "num_gpus" in (
         deployment.get("ray_actor_options") or {}
@@ -37,7 +37,8 @@ def replica_bounds(application: dict[str, Any]) -> ReplicaBounds:
     return _bounds(scaling.get("min_replicas", 1), scaling.get("max_replicas", auto_maximum), where)
 
 
-def _variant_server(application: dict[str, Any]) -> dict[str, Any]:
+def variant_deployment(application: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the application's `VariantServer`; empty where the file has none."""
     for deployment in application.get("deployments") or []:
         if isinstance(deployment, dict) and deployment.get("name") == "VariantServer":
             return deployment

@@ -6,7 +6,7 @@ Serve takes any `policy_kwargs`, and learns of a wrong one in its controller, wh
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from serve_app.config.replicas import replica_bounds
+from serve_app.config.replicas import replica_bounds, variant_deployment
 from serve_app.config.schema import VariantArgs
 from serve_app.domain.errors import ConfigError
 from serve_app.scaling.serve_policy import stake_of, targets_of
@@ -54,7 +54,7 @@ def check_scaling(
                 f"variant {args.name} may sleep, so its application needs the same name (the "
                 f"router looks it up in Serve's status), has {application.get('name')!r}"
             )
-        scaling = _autoscaling(application)
+        scaling = variant_deployment(application).get("autoscaling_config") or {}
         if (scaling.get("policy") or {}).get("policy_function") == POLICY:
             budgets[args.name] = _check_policy(scaling, args, planned)
     distinct = {tuple(sorted(budget.items())) for budget in budgets.values()}
@@ -98,10 +98,3 @@ def _check_policy(scaling: dict[str, Any], args: VariantArgs, planned: bool) -> 
             "engine.tensor_parallel_size"
         )
     return stake["budget"] or {}
-
-
-def _autoscaling(application: dict[str, Any]) -> dict[str, Any]:
-    for deployment in application.get("deployments") or []:
-        if isinstance(deployment, dict) and deployment.get("name") == "VariantServer":
-            return deployment.get("autoscaling_config") or {}
-    return {}

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
-from serve_app.config.parse import parse
+from serve_app.config.parse import parse, read_yaml
 from serve_app.config.scaling import check_scaling
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.domain.errors import ConfigError
@@ -19,20 +17,22 @@ ROUTE_PREFIX = "/variants/"
 
 def load_serve_file(path: Path) -> dict[str, Any]:
     """The file's content. Raises ConfigError if it is missing or no YAML mapping."""
-    try:
-        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("applications"), list):
         raise ConfigError(f"{path} is not a Ray Serve config: it needs a list `applications`")
     _mappings(content["applications"], f"{path}: applications")
     return content
 
 
-def check_serve_file(path: Path, *, planned: bool = True) -> list[VariantArgs]:
-    """The variants that the file serves, in its order.
+def check_serve_file(path: Path) -> list[VariantArgs]:
+    """`check_serve_content` of the file. Raises ConfigError, also if it cannot be read."""
+    return check_serve_content(load_serve_file(path), path)
+
+
+def check_serve_content(
+    content: dict[str, Any], path: Path, *, planned: bool = True
+) -> list[VariantArgs]:
+    """The variants that the content of the file at `path` serves, in its order.
 
     With `planned` False, autoscaling may lack the numbers that a plan is yet to write.
 
@@ -40,7 +40,6 @@ def check_serve_file(path: Path, *, planned: bool = True) -> list[VariantArgs]:
     and route prefixes that do not belong together, variants of another model than the router's, or
     a router that asks another port than Serve listens on, autoscaling that contradicts the plan.
     """
-    content = load_serve_file(path)
     applications = content["applications"]
     served_by = [item for item in applications if item.get("import_path") == VARIANT_IMPORT]
     variants = [_variant(item, path) for item in served_by]

@@ -100,7 +100,7 @@ def plan(
         typer.echo(json.dumps(fleet_json(fleet), indent=1))
     _print(console, file, fleet)
     if compare:
-        _compare(console, file, catalogue)
+        _compare(console, file, fleet)
     if png:
         draw_fleet(fleet, png)
         console.print(f"drawn: {png}")
@@ -143,10 +143,10 @@ def _print(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
         console.print(f"not planned (fake engines): {', '.join(file.unplanned)}", style="dim")
 
 
-def _compare(console: Console, file: FleetFile, catalogue: dict[str, GpuProfile]) -> None:
+def _compare(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
     console.print("\nthe minimum replicas on one GPU type alone, the cheapest first:")
     on_each = plan_fleet(
-        file.variants, catalogue, {}, types=list(catalogue), calibrations=calibrations()
+        file.variants, fleet.gpus, {}, types=list(fleet.gpus), calibrations=fleet.calibrations
     )
     console.print(*compare_types(on_each), sep="\n")
 

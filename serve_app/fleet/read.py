@@ -12,7 +12,7 @@ from serve_app.config.schema import VariantArgs
 from serve_app.config.serve_file import (
     ROUTER_IMPORT,
     VARIANT_IMPORT,
-    check_serve_file,
+    check_serve_content,
     load_serve_file,
     router_split,
 )
@@ -55,8 +55,8 @@ def read_fleet(
     not on this machine: its shape, and the usual storage of the declared method. `as_written`
     holds the file's own numbers against each other. Raises ConfigError or CheckpointError.
     """
-    arguments = check_serve_file(path, planned=as_written)
     content = load_serve_file(path)
+    arguments = check_serve_content(content, path, planned=as_written)
     bounds, weights = _bounds_and_weights(content, path)
     look_up = _Facts(
         {} if refresh else load_facts(facts_path(path)), _read_config(assume) if assume else None

@@ -10,9 +10,9 @@ from serve_app.domain.units import format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import Calibrations, EngineSizes, footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
+from serve_app.planning.support import ADA
 from serve_app.planning.weights import weights_from_shape
 
-FP8_CACHE_CAPABILITY = (8, 9)
 _CONTEXT_STEP = 1024
 _FOUR_BITS = QuantScheme(QuantMethod.GPTQ, bits=4, group_size=128, container="compressed-tensors")
 
@@ -91,7 +91,7 @@ def _shorter_context(trial: Trial) -> Iterator[str]:
 
 def _smaller_cache_type(trial: Trial) -> Iterator[str]:
     sizes, gpu = trial.plan.sizes, trial.plan.gpu
-    if sizes.kv_dtype_bytes == 1 or gpu.compute_capability < FP8_CACHE_CAPABILITY:
+    if sizes.kv_dtype_bytes == 1 or gpu.compute_capability < ADA:
         return
     if trial.fits(sizes=replace(sizes, kv_dtype_bytes=1)):
         yield "engine.kv_cache_dtype fp8 (judge the quality: half the bytes per token)"

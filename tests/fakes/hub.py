@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.fakes.background import InBackground
+
 COMMIT = "c" * 40
 PIECE_BYTES = 1 << 16
 
@@ -40,24 +42,13 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class FakeHub:
+class FakeHub(InBackground):
     """`with FakeHub(root) as hub`: `hub.url`, `hub.state`."""
 
     def __init__(self, root: Path) -> None:
         self.state = HubState(root)
         handler = type("Handler", (_Handler,), {"state": self.state})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> "FakeHub":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(_Server(("127.0.0.1", 0), handler))
 
 
 class _Handler(BaseHTTPRequestHandler):

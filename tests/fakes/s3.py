@@ -7,12 +7,14 @@ from typing import Any
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from tests.fakes.background import InBackground
+
 
 class _Quiet(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None: ...
 
 
-class FakeS3:
+class FakeS3(InBackground):
     """`with FakeS3() as s3`: `s3.url`, what it was asked, and the bytes of all answers."""
 
     def __init__(self) -> None:
@@ -22,20 +24,9 @@ class FakeS3:
         self.sent_bytes = 0
         self._lock = threading.Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server(
-            "127.0.0.1", 0, self._count, threaded=True, request_handler=_Quiet
+        super().__init__(
+            make_server("127.0.0.1", 0, self._count, threaded=True, request_handler=_Quiet)
         )
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> "FakeS3":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
     def forget(self) -> None:
         """Start counting anew."""
