@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loadtests.campaign import load_campaign
-from loadtests.report import print_table, write_report
+from loadtests.report.result import print_table, write_report
 from loadtests.run import run_campaign
 from serve_app.domain.errors import QuantileError
 

@@ -17,11 +17,11 @@ from locust.env import Environment
 from locust.exception import StopTest
 
 from loadtests.campaign import CorpusPrompts, Workload
-from loadtests.client import HttpTarget
-from loadtests.outcome import failure
-from loadtests.pacer import CHAT_PATH, fire_request
-from loadtests.prompts import chat_body, load_prompts
-from loadtests.sse import read_stream
+from loadtests.drive.client import HttpTarget
+from loadtests.drive.outcome import failure
+from loadtests.drive.pacer import CHAT_PATH, fire_request
+from loadtests.plan.prompts import chat_body, load_prompts
+from loadtests.drive.sse import read_stream
 from serve_app.domain.units import NS_PER_MS
 
 REQUEST_TIMEOUT_S = 120.0

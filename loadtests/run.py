@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from loadtests.campaign import Campaign
-from loadtests.client import HttpTarget, auth_headers
-from loadtests.manifest import Columns, RunFiles, new_manifest
-from loadtests.prompts import load_prompts
-from loadtests.record import Progress
-from loadtests.report import CampaignResult, write_report
-from loadtests.schedule import Cell, plan_cells
+from loadtests.drive.client import HttpTarget, auth_headers
+from loadtests.records.manifest import Columns, RunFiles, new_manifest
+from loadtests.plan.prompts import load_prompts
+from loadtests.records.record import Progress
+from loadtests.report.result import CampaignResult, write_report
+from loadtests.plan.cells import Cell, plan_cells
 from serve_app.domain.errors import ConfigError, InvalidRunError, UnknownModelError
 
 STOP_GRACE_S = 10.0
@@ -123,7 +123,7 @@ def _load_process(files: RunFiles) -> Iterator["subprocess.Popen[bytes]"]:
     """The load process in its own session, so that Ctrl-C reaches us alone; ended on exit."""
     with files.client_log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loadtests.pacer", str(files.folder)],
+            [sys.executable, "-m", "loadtests.drive.pacer", str(files.folder)],
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from loadtests.campaign import parse_campaign
-from loadtests.record import read_records
-from loadtests.report import read_result, write_report
+from loadtests.records.record import read_records
+from loadtests.report.result import read_result, write_report
 from loadtests.run import run_campaign
 from serve_app.domain.errors import ConfigError, InvalidRunError, UnknownModelError
 

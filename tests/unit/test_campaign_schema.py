@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from loadtests.campaign import load_campaign, parse_campaign
-from loadtests.prompts import load_prompts
-from loadtests.schedule import plan_cells
+from loadtests.plan.prompts import load_prompts
+from loadtests.plan.cells import plan_cells
 from serve_app.domain.errors import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "configs" / "campaigns"

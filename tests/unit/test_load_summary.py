@@ -7,13 +7,13 @@ import msgspec
 import pytest
 
 from loadtests.campaign import parse_campaign
-from loadtests.client import Exchange
-from loadtests.outcome import Arrival
-from loadtests.record import CellRun, ErrorClass, JsonlWriter, RequestRecord, read_records
-from loadtests.rows import cells_of, number, with_interval
-from loadtests.schedule import PlannedRequest, plan_cells
-from loadtests.stats import Quantile
-from loadtests.summary import METRICS, meets, summarize
+from loadtests.drive.client import Exchange
+from loadtests.drive.outcome import Arrival
+from loadtests.records.record import CellRun, ErrorClass, JsonlWriter, RequestRecord, read_records
+from loadtests.report.rows import cells_of, number, with_interval
+from loadtests.plan.cells import PlannedRequest, plan_cells
+from loadtests.analyse.stats import Quantile
+from loadtests.analyse.summary import METRICS, meets, summarize
 from serve_app.domain.units import NS_PER_S
 
 MS = 1_000_000
@@ -217,7 +217,7 @@ def test_how_numbers_are_written():
 
 
 def test_a_row_has_a_cell_per_header():
-    from loadtests.rows import HEADERS
+    from loadtests.report.rows import HEADERS
 
     records = [record(i) for i in range(40)]
     (row,) = summarize(CAMPAIGN, CELLS, records, [run(records)])

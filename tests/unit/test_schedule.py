@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from loadtests.campaign import parse_campaign
-from loadtests.schedule import arrival_offsets, plan_cells
+from loadtests.plan.cells import arrival_offsets, plan_cells
 from serve_app.domain.units import NS_PER_S
 
 

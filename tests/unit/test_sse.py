@@ -4,7 +4,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.sse import read_stream
+from loadtests.drive.sse import read_stream
 from serve_app.engines.fake_wire import Answer, StreamChunks, StreamOptions
 
 

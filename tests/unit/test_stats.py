@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from loadtests.stats import effective_size, interval_ranks, nearest_rank, quantile
+from loadtests.analyse.stats import effective_size, interval_ranks, nearest_rank, quantile
 
 finite = st.floats(min_value=0, max_value=1e6, allow_nan=False)
 percentile = st.sampled_from([0.5, 0.95, 0.99, 0.999])

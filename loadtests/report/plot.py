@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from loadtests.campaign import Campaign
-from loadtests.stats import Quantile
-from loadtests.summary import VariantSummary
+from loadtests.analyse.stats import Quantile
+from loadtests.analyse.summary import VariantSummary
 
 # Okabe-Ito: told apart by people with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -1,7 +1,8 @@
 """What is known of each request when it is over: raw stamps, one JSON line each.
 
-Stamps (`_ns`) are of one process's monotonic clock: only differences mean anything. Every
-latency is derived later, in `stats` and `summary`, and nowhere else.
+Stamps (`_ns`) count from the start of the request's cell, on the monotonic clock of the load
+process that sent it: shards of several processes merge by being put together. Every latency is
+derived later, in `loadtests.analyse`, and nowhere else.
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from loadtests.schedule import Phase
+from loadtests.plan.request import Cell, Phase
 
 T = TypeVar("T")
 
@@ -41,15 +42,21 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     cell: int
     index: int
-    """Position in the cell's plan."""
+    """Position in the cell's plan; in a closed loop, the number of the request in the cell."""
+    worker: int = 0
+    """The load process that sent it."""
     phase: Phase
     variant: str
     """The pinned variant."""
+    kind: str = ""
+    """Traffic class, of a mixture."""
+    session: str | None = None
     served_variant: str | None = None
     """`x-variant` of the answer."""
     route_reason: str | None = None
     """`x-route-reason` of the answer."""
     t_sched_ns: int
+    """When the plan says to send it; in a closed loop, when it was sent."""
     t_send_ns: int | None = None
     """Before connect and write."""
     t_first_ns: int | None = None
@@ -65,33 +72,72 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     detail: str | None = None
     finish_reason: str | None = None
     max_tokens: int
+    planned_input_tokens: int | None = None
     prompt_tokens: int | None = None
+    """By the server's count, as is `output_tokens`."""
     output_tokens: int | None = None
-    """`usage.completion_tokens`, by the server's count."""
+    """`usage.completion_tokens`."""
+
+
+class CellPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell as it was decided: written before it starts, so that a report needs no plan."""
+
+    index: int
+    stage: str
+    block: int
+    repeat: int
+    variant: str
+    rate_per_s: float | None
+    concurrency: int | None
+    window_ns: tuple[int, int]
+    end_ns: int
+    n_measured: int
+    """Requests planned in the measured window; 0 in a closed loop, which plans none."""
+    start_ns: int
+    """Start of the cell, from the start of the run: for time lines, not for intervals."""
+
+    @classmethod
+    def of(cls, cell: Cell, start_ns: int) -> "CellPlan":
+        """The plan of `cell`, without its requests."""
+        is_open = cell.concurrency is None
+        return cls(
+            index=cell.index,
+            stage=cell.stage,
+            block=cell.block,
+            repeat=cell.repeat,
+            variant=cell.variant,
+            rate_per_s=cell.rate_per_s,
+            concurrency=cell.concurrency,
+            window_ns=cell.window_ns,
+            end_ns=cell.end_ns,
+            n_measured=sum(r.phase == "measured" for r in cell.requests) if is_open else 0,
+            start_ns=start_ns,
+        )
+
+    @property
+    def window_s(self) -> float:
+        """Length of the measured window in seconds."""
+        return (self.window_ns[1] - self.window_ns[0]) / 1_000_000_000
 
 
 class CellRun(msgspec.Struct, frozen=True, kw_only=True):
-    """How one cell went for the client, counted by the pacer apart from the records."""
+    """How one cell went for one load process, counted by its pacer apart from the records.
+
+    A cell is whole when every worker of the run has one, with as many records as it says.
+    """
 
     cell: int
-    t_start_ns: int
+    worker: int
+    n_records: int
     t_end_ns: int
-    """When the last request was over."""
+    """When the worker's last request was over, from the start of the cell."""
     cpu_s: float
     """CPU time of the load process from start to end."""
     in_flight_ns: int
     """Integral of the number of open requests over the cell, in request-nanoseconds."""
     peak_in_flight: int
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """What the load process says about itself while it runs."""
-
-    cell: int
-    over: int
-    """Requests of all cells that are over."""
-    failed: int
-    in_flight: int
+    clock_error_ns: int = 0
+    """Half the shortest round trip by which this worker's clock was set; 0 in the one process."""
 
 
 class JsonlWriter:
@@ -105,6 +151,10 @@ class JsonlWriter:
         """Append `item`; it reaches the file at the next `flush`."""
         self._file.write(self._encoder.encode(item) + b"\n")
 
+    def write_lines(self, lines: bytes) -> None:
+        """Append whole lines that were encoded elsewhere."""
+        self._file.write(lines)
+
     def flush(self) -> None:
         """Hand what was written to the operating system."""
         self._file.flush()
@@ -116,19 +166,11 @@ class JsonlWriter:
         self._file.close()
 
 
-def read_records(path: Path) -> Iterator[RequestRecord]:
-    """Records of a file. A last line that was cut off is left out."""
-    yield from _read(path, msgspec.json.Decoder(RequestRecord))
-
-
-def read_cell_runs(path: Path) -> Iterator[CellRun]:
-    """Cell runs of a file. A last line that was cut off is left out."""
-    yield from _read(path, msgspec.json.Decoder(CellRun))
-
-
-def _read(path: Path, decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
+def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
+    """Objects of a JSONL file; none if there is no file. A last line cut off is left out."""
     if not path.exists():
         return
+    decoder = msgspec.json.Decoder(kind)
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):

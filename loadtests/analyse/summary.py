@@ -22,9 +22,9 @@ from itertools import pairwise
 import msgspec
 
 from loadtests.campaign import Campaign, Slo
-from loadtests.record import CellRun, ErrorClass, RequestRecord
-from loadtests.schedule import Cell
-from loadtests.stats import Quantile, quantile
+from loadtests.records.record import CellRun, ErrorClass, RequestRecord
+from loadtests.plan.cells import Cell
+from loadtests.analyse.stats import Quantile, quantile
 from serve_app.domain.units import NS_PER_MS, NS_PER_S
 
 PERCENTILES = (0.50, 0.95, 0.99, 0.999)

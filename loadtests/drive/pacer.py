@@ -2,7 +2,7 @@
 
 Locust's own users wait for their answer before they send again, so a server that stands still
 is asked less and looks better (coordinated omission). Here arrivals come from the plan alone.
-`python -m loadtests.pacer DIR` runs the campaign of `DIR/run.json`; `loadtests.run` starts it.
+`python -m loadtests.drive.pacer DIR` runs the campaign of `DIR/run.json`; `loadtests.run` starts it.
 """
 
 import gc
@@ -22,12 +22,12 @@ from locust.env import Environment
 from locust.exception import StopUser
 
 from loadtests.campaign import Campaign
-from loadtests.client import HttpTarget, auth_headers
-from loadtests.manifest import RunFiles
-from loadtests.outcome import Arrival
-from loadtests.prompts import chat_body, load_prompts
-from loadtests.record import CellRun, ErrorClass, JsonlWriter, Progress, RequestRecord
-from loadtests.schedule import Cell, plan_cells
+from loadtests.drive.client import HttpTarget, auth_headers
+from loadtests.records.manifest import RunFiles
+from loadtests.drive.outcome import Arrival
+from loadtests.plan.prompts import chat_body, load_prompts
+from loadtests.records.record import CellRun, ErrorClass, JsonlWriter, Progress, RequestRecord
+from loadtests.plan.cells import Cell, plan_cells
 from serve_app.domain.units import NS_PER_MS, NS_PER_S
 
 LEAD_NS = 20_000_000

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from loadtests.record import ErrorClass
-from loadtests.sse import Piece
+from loadtests.records.record import ErrorClass
+from loadtests.drive.sse import Piece
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import NS_PER_S
 

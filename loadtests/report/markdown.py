@@ -5,11 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from loadtests import summary as definitions
+from loadtests.analyse import summary as definitions
 from loadtests.campaign import Campaign
-from loadtests.manifest import Manifest
-from loadtests.rows import HEADERS, cells_of, number, with_interval
-from loadtests.summary import METRICS, PERCENTILES, VariantSummary
+from loadtests.records.manifest import Manifest
+from loadtests.report.rows import HEADERS, cells_of, number, with_interval
+from loadtests.analyse.summary import METRICS, PERCENTILES, VariantSummary
 
 _STATISTICS = """\
 Percentiles are exact: the ceil(p n)-th smallest of the raw samples, never interpolated, never

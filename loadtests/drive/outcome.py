@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from loadtests.client import Exchange
-from loadtests.record import ErrorClass, RequestRecord
-from loadtests.schedule import PlannedRequest
-from loadtests.sse import StreamReading, read_stream
+from loadtests.drive.client import Exchange
+from loadtests.records.record import ErrorClass, RequestRecord
+from loadtests.plan.cells import PlannedRequest
+from loadtests.drive.sse import StreamReading, read_stream
 
 _DETAIL_CHARS = 200
 _BY_STATUS = {429: ErrorClass.RATE_LIMITED, 503: ErrorClass.UNAVAILABLE}

@@ -2,8 +2,8 @@
 
 import math
 
-from loadtests.stats import Quantile
-from loadtests.summary import LatencySummary, VariantSummary
+from loadtests.analyse.stats import Quantile
+from loadtests.analyse.summary import LatencySummary, VariantSummary
 
 HEADERS = (
     "ok",

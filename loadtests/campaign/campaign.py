@@ -1,0 +1,118 @@
+"""The schema of `configs/campaigns/*.yaml`: which load on which variants, and what counts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from loadtests.campaign.limits import Slo, ValidityLimits
+from loadtests.campaign.stages import LoadStage, Search
+from loadtests.campaign.strict import Count, NotNegative, Positive, Strict
+from loadtests.campaign.target import Metrics, Target
+from loadtests.campaign.workload import Workload
+from serve_app.domain.errors import ConfigError
+
+
+class Campaign(Strict):
+    """One load campaign: every stage, in `blocks` blocks, on every variant; or a search.
+
+    A cell is one variant under one stage in one block. Within a block the cells of a stage follow
+    each other in random order and get the same arrivals, prompts and output lengths.
+    """
+
+    target: Target
+    workload: Workload
+    stages: tuple[LoadStage, ...] = ()
+    search: Search | None = None
+    blocks: Count = 1
+    """Blocks of different arrivals and prompts; statistics pair the variants within each."""
+    repeats: Count = 1
+    """Cells of each variant and stage within a block, all with the same requests. With 2 or
+    more the report says how far a variant differs from itself: the noise floor."""
+    seed: int = 0
+    warmup_s: NotNegative = 0.0
+    cooldown_s: NotNegative = 0.0
+    timeout_s: Positive = 60.0
+    """A request that is not finished this long after it was sent has failed."""
+    in_flight_cap: Count = 128
+    """Open requests that the client holds at most; arrivals beyond it are failures."""
+    give_up_after: Count = 50
+    """Requests in a row that found no server, after which the run stops, as partial."""
+    slo: Slo | None = None
+    same_within: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Differences within this share count as none in comparisons."""
+    validity: ValidityLimits = ValidityLimits()
+    metrics: Metrics | None = None
+
+    @model_validator(mode="after")
+    def _is_stages_or_search(self) -> "Campaign":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"need distinct stage names, have {names}")
+        if bool(self.stages) == (self.search is not None):
+            raise ValueError("need either stages or search")
+        if self.search is not None and self.slo is None:
+            raise ValueError("search: need slo, it looks for the highest rate that meets it")
+        baseline, variants = self.target.baseline, self.target.variants
+        if baseline is not None and variants != "all" and baseline not in variants:
+            raise ValueError(f"target.baseline: need one of {list(variants)}, have {baseline!r}")
+        return self
+
+    def variant_names(self) -> tuple[str, ...]:
+        """The variants by name. Raises ConfigError while they are still `all`."""
+        if isinstance(self.target.variants, str):
+            raise ConfigError("variants are `all`: resolve them against GET /v1/models first")
+        return self.target.variants
+
+    def baseline(self) -> str:
+        """The variant that the others are compared with. Raises as `variant_names` does."""
+        return self.target.baseline or self.variant_names()[0]
+
+    def with_target(self, **changes: object) -> "Campaign":
+        """A copy with other target fields, checked again. Raises ConfigError."""
+        raw = self.model_dump(mode="json")
+        raw["target"] |= changes
+        return parse_campaign(raw, "campaign")
+
+    def planned_s(self, n_variants: int) -> float:
+        """Wall time in seconds that the stages ask for, without draining between cells."""
+        per_cell = sum(s.duration_s + self.warmup_s + self.cooldown_s for s in self.stages)
+        return per_cell * self.blocks * self.repeats * n_variants
+
+
+def parse_campaign(raw: object, source: str) -> Campaign:
+    """Check plain data. Raises ConfigError that lists every wrong field of `source`."""
+    try:
+        # as JSON, strict mode takes arrays for tuples and strings for paths, and nothing else
+        return Campaign.model_validate_json(msgspec.json.encode(raw), strict=True)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in each['loc']) or '(top)'}: {each['msg']}"
+            for each in error.errors()
+        ]
+        raise ConfigError(f"{source}: not a campaign\n" + "\n".join(lines)) from error
+
+
+def load_campaign(path: Path) -> Campaign:
+    """Read and check a campaign file; relative paths in it are taken from its folder.
+
+    Raises ConfigError if the file is missing, not YAML, or not a campaign.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot read the campaign: {error}") from error
+    parse_campaign(raw, str(path))
+    return parse_campaign(_absolute(raw, path.parent.resolve()), str(path))
+
+
+def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`raw` with the paths that a campaign may hold made absolute."""
+    prompts = raw["workload"]["prompts"]
+    for holder in (prompts, *(raw.get("stages") or ()), raw.get("metrics") or {}):
+        for key in ("path", "file_sd"):
+            if holder.get(key) is not None:
+                holder[key] = str(folder / holder[key])
+    return raw
