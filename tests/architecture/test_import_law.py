@@ -59,9 +59,9 @@ EDGES = {
     "huggingface_hub": {"serve_app.store.hub"},
     "gguf": set(),  # tests hold our reader against its writer
     "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
-    "locust": {"loadtests.locustfile", "loadtests.drive.pacer"},
-    "gevent": {"loadtests.locustfile", "loadtests.drive.pacer"},
-    "matplotlib": {"loadtests.report.plot", "serve_app.fleet.picture"},
+    "locust": {"loadtests.locustfile", "loadtests.drive"},
+    "gevent": {"loadtests.locustfile", "loadtests.drive"},
+    "matplotlib": {"loadtests.report", "serve_app.fleet.picture"},
 }
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
