@@ -1,86 +1,118 @@
-"""`quantile load`: run a campaign, or report a run again from its raw records."""
+"""`quantile loadtest`, `report`, `compare` and `load-worker`."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from loadtests.campaign import load_campaign
-from loadtests.report.result import print_table, write_report
-from loadtests.run import run_campaign
-from serve_app.domain.errors import QuantileError
+from loadtests.analyse.nouns import Verdict
+from loadtests.campaign import Campaign, load_campaign
+from loadtests.report.result import CampaignResult
+from loadtests.run import LoadOptions, run_campaign
 
 PIPE_WIDTH = 140
-
-app = typer.Typer(
-    name="load",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Open-loop load campaigns with exact percentiles per variant.",
-    epilog=(
-        "Examples:\n\n"
-        "`quantile load run configs/campaigns/smoke.yaml`\n\n"
-        "`quantile load run configs/campaigns/compare.yaml --base-url http://10.0.0.5:8000 "
-        "--out reports/monday`\n\n"
-        "`quantile load report reports/monday`\n\n"
-        "With Locust's own UI: `locust -f loadtests/locustfile.py --host http://127.0.0.1:8000`"
-    ),
-)
+EXIT_STATUS = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.INVALID: 3}
 
 
-@app.command("run")
-def run_command(
+def loadtest(
     campaign: Annotated[Path, typer.Argument(help="A file of configs/campaigns/.")],
-    base_url: Annotated[str | None, typer.Option(help="Replaces target.base_url.")] = None,
+    url: Annotated[str | None, typer.Option(help="Replaces target.base_url.")] = None,
     model: Annotated[str | None, typer.Option(help="Replaces target.model.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run, new; else reports/<campaign>-<time>")
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Replaces target.variants; may be repeated.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run, new; else reports/<campaign>-<time>.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Load processes here; keep them off the server's cores.")
+    ] = 1,
+    remote_workers: Annotated[
+        int, typer.Option(min=0, help="Wait for this many `quantile load-worker` elsewhere.")
+    ] = 0,
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for workers of other machines.")
+    ] = None,
+    web_port: Annotated[int | None, typer.Option(help="Show the run in Locust's web UI.")] = None,
 ) -> None:
-    """Run a campaign. Exit status: 0 valid, 1 invalid or partial, 2 wrong input."""
+    """Measure variants under load: P50 to P99.9 with intervals, SLO, paired comparison.
+
+    Open loop: arrivals come from a plan and wait for no answer. Exit status: 0 the SLO holds,
+    1 it does not, 2 wrong input, 3 invalid, partial or inconclusive.
+
+    Examples:
+    quantile loadtest configs/campaigns/smoke.yaml
+    quantile loadtest configs/campaigns/compare.yaml --url http://10.0.0.5:8000 --out reports/monday
+    quantile loadtest configs/campaigns/saturation.yaml --variant awq --variant bf16
+    """
+    config = _with_target(load_campaign(campaign), url, model, variant)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = out or Path("reports") / f"{campaign.stem}-{stamp}"
+    options = LoadOptions(processes, remote_workers, listen, web_port)
     console = _console()
-    try:
-        config = load_campaign(campaign)
-        changes = {"base_url": base_url, "model": model}
-        given = {key: value for key, value in changes.items() if value is not None}
-        if given:
-            config = config.with_target(**given)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        folder = out or Path("reports") / f"{campaign.stem}-{stamp}"
-        result = run_campaign(config, folder, console=console)
-    except QuantileError as error:
-        raise _failed(error) from error
-    print_table(result, console)
-    raise typer.Exit(0 if result.is_valid else 1)
+    _finish(run_campaign(config, folder, options=options, console=console), console)
 
 
-@app.command("report")
-def report_command(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+    """Derive a run's report again from its raw records; exit status as `loadtest`.
+
+    Example: quantile report reports/monday
+    """
+    from loadtests.report.write import write_report
+
+    _finish(write_report(folder), _console())
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    after: Annotated[Path, typer.Argument(help="The folder of another run.")],
 ) -> None:
-    """Derive report.md, results.json and the pictures again from the raw records."""
-    try:
-        result = write_report(folder)
-    except QuantileError as error:
-        raise _failed(error) from error
-    print_table(result, _console())
+    """Compare two runs, metric by metric: better, worse, same or inconclusive.
+
+    Blocks are paired where both runs sent the same requests. Exit status: 0 nothing is worse,
+    1 something is, 2 wrong input, 3 a run is invalid or the samples do not decide.
+
+    Example: quantile compare reports/before reports/after
+    """
+    from loadtests.report.compare import compare_folders, print_comparison
+
+    found = compare_folders(before, after)
+    print_comparison(found, _console())
+    raise typer.Exit(found.exit_status)
+
+
+def load_worker(
+    master: Annotated[str, typer.Option(help="HOST:PORT of `quantile loadtest --listen`.")],
+) -> None:
+    """Send a share of a campaign's load from this machine, until the campaign ends.
+
+    The API key, if the campaign names one, is read from this machine's environment.
+    Example: quantile load-worker --master 10.0.0.5:5557
+    """
+    command = [sys.executable, "-m", "loadtests.drive.worker", "--master", master]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _with_target(
+    campaign: Campaign, url: str | None, model: str | None, variants: list[str] | None
+) -> Campaign:
+    changes = {"base_url": url, "model": model, "variants": variants or None}
+    given = {key: value for key, value in changes.items() if value is not None}
+    return campaign.with_target(**given) if given else campaign
+
+
+def _finish(result: CampaignResult, console: Console) -> None:
+    from loadtests.report.terminal import print_result
+
+    print_result(result, console)
+    raise typer.Exit(EXIT_STATUS[result.verdict])
 
 
 def _console() -> Console:
     """stdout; wide where it is a file or a pipe, which have no width of their own."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
-
-
-def _failed(error: QuantileError) -> typer.Exit:
-    Console(stderr=True).print(
-        f"[red]{error.code}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True
-    )
-    return typer.Exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    app()

@@ -59,15 +59,16 @@ def check(
 
 
 def _mount() -> None:
-    from loadtests.cli import app as load_app
+    from loadtests import cli as loads
     from serve_app.calibrate.cli import calibrate
     from serve_app.fleet.cli import plan
     from serve_app.reference.cli import app as reference_app
 
     app.command()(plan)
     app.command()(calibrate)
+    for command in (loads.loadtest, loads.report, loads.compare, loads.load_worker):
+        app.command()(command)
     app.add_typer(reference_app, name="reference")
-    app.add_typer(load_app, name="load")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from openai import OpenAI
 from rich.console import Console
 
 from loadtests.campaign import load_campaign
-from loadtests.report.result import print_table
+from loadtests.report.terminal import print_table
 from loadtests.run import run_campaign
 from serve_app.config.schema import VariantArgs
 from serve_app.config.serve_file import check_serve_file

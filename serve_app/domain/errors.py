@@ -14,7 +14,7 @@
         ├── VariantUnavailableError 503  no variant could take the request
         ├── EngineError             an engine did not start, or died
         ├── BuildError              a variant could not be made, or came out wrong
-        └── InvalidRunError         a measurement cannot be trusted
+        └── InvalidRunError         a measurement cannot be trusted; exit code 3
 
 A message states need, have, and what to change. Arguments are positional, so that errors
 survive pickling between Ray actors.
@@ -117,3 +117,4 @@ class InvalidRunError(ServerError):
     """A measurement ran but cannot be trusted; the message says why."""
 
     code = "invalid_run"
+    exit_code = 3

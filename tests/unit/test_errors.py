@@ -59,8 +59,9 @@ def test_can_be_answered(kind):
     assert re.fullmatch(r"[a-z0-9_]+", kind.code)
     callers_fault = issubclass(kind, CallerError)
     assert HTTPStatus(kind.http_status) // 100 == (4 if callers_fault else 5)
-    is_answer = kind is errors.PlanError  # "it does not fit" is what was asked, not a wrong call
-    assert kind.exit_code == (2 if callers_fault and not is_answer else 1)
+    # "it does not fit" and "this cannot be trusted" are answers, not wrong calls
+    answers = {errors.PlanError: 1, errors.InvalidRunError: 3}
+    assert kind.exit_code == answers.get(kind, 2 if callers_fault else 1)
 
 
 def test_fault_is_on_one_side_only():
