@@ -3,65 +3,80 @@
 from dataclasses import dataclass
 
 from loadtests.drive.client import Exchange
-from loadtests.records.record import ErrorClass, RequestRecord
-from loadtests.plan.cells import PlannedRequest
 from loadtests.drive.sse import StreamReading, read_stream
+from loadtests.plan.request import Phase
+from loadtests.records.record import ErrorClass, RequestRecord
 
 _DETAIL_CHARS = 200
 _BY_STATUS = {429: ErrorClass.RATE_LIMITED, 503: ErrorClass.UNAVAILABLE}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
-    """A planned request with its place in the campaign and its absolute time."""
+    """A planned request with its place in the campaign. Its time counts from its cell's start."""
 
     cell: int
     index: int
+    worker: int
     variant: str
+    phase: Phase
     t_sched_ns: int
-    planned: PlannedRequest
+    max_tokens: int
+    kind: str = ""
+    session: str | None = None
+    planned_input_tokens: int | None = None
 
-    def record(self, exchange: Exchange) -> RequestRecord:
-        """The record of a request that was sent."""
+    def record(self, exchange: Exchange, start_ns: int) -> RequestRecord:
+        """The record of a request that was sent, in a cell that began at `start_ns`.
+
+        Reads the whole stream: run it when no arrival is due.
+        """
         is_stream = exchange.status is not None and exchange.status < 400
         reading = read_stream(exchange.pieces) if is_stream else StreamReading()
-        served = exchange.headers.get("x-variant")
         error, detail = failure(exchange, reading, self.variant)
         times = reading.token_ns
         return RequestRecord(
             cell=self.cell,
             index=self.index,
-            phase=self.planned.phase,
+            worker=self.worker,
+            phase=self.phase,
             variant=self.variant,
-            served_variant=served,
+            kind=self.kind,
+            session=self.session,
+            served_variant=exchange.headers.get("x-variant"),
             route_reason=exchange.headers.get("x-route-reason"),
             t_sched_ns=self.t_sched_ns,
-            t_send_ns=exchange.t_send_ns,
-            t_first_ns=times[0] if times else None,
-            t_last_ns=times[-1] if times else None,
-            t_end_ns=exchange.t_end_ns,
+            t_send_ns=exchange.t_send_ns - start_ns,
+            t_first_ns=times[0] - start_ns if times else None,
+            t_last_ns=times[-1] - start_ns if times else None,
+            t_end_ns=exchange.t_end_ns - start_ns,
             event_us=tuple((t - times[0]) // 1000 for t in times),
             status=exchange.status,
             error=error,
             detail=detail[:_DETAIL_CHARS] if detail else None,
             finish_reason=reading.finish_reason,
-            max_tokens=self.planned.max_tokens,
+            max_tokens=self.max_tokens,
+            planned_input_tokens=self.planned_input_tokens,
             prompt_tokens=reading.prompt_tokens,
             output_tokens=reading.output_tokens,
         )
 
     def unanswered(self, error: ErrorClass, t_send_ns: int | None, t_end_ns: int) -> RequestRecord:
-        """The record of a request that was never sent, or was given up."""
+        """The record of a request that was never sent, or was given up; stamps as `t_sched_ns`."""
         return RequestRecord(
             cell=self.cell,
             index=self.index,
-            phase=self.planned.phase,
+            worker=self.worker,
+            phase=self.phase,
             variant=self.variant,
+            kind=self.kind,
+            session=self.session,
             t_sched_ns=self.t_sched_ns,
             t_send_ns=t_send_ns,
             t_end_ns=t_end_ns,
             error=error,
-            max_tokens=self.planned.max_tokens,
+            max_tokens=self.max_tokens,
+            planned_input_tokens=self.planned_input_tokens,
         )
 
 
