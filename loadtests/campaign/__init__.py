@@ -4,7 +4,13 @@ from loadtests.campaign.campaign import Campaign, load_campaign, parse_campaign
 from loadtests.campaign.limits import Slo, ValidityLimits
 from loadtests.campaign.stages import LoadStage, Search
 from loadtests.campaign.target import Metrics, Target
-from loadtests.campaign.workload import CorpusPrompts, JsonlPrompts, SyntheticPrompts, Workload
+from loadtests.campaign.workload import (
+    CorpusPrompts,
+    JsonlPrompts,
+    SyntheticPrompts,
+    TracePrompts,
+    Workload,
+)
 
 __all__ = [
     "Campaign",
@@ -16,6 +22,7 @@ __all__ = [
     "Slo",
     "SyntheticPrompts",
     "Target",
+    "TracePrompts",
     "ValidityLimits",
     "Workload",
     "load_campaign",

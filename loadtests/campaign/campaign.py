@@ -8,10 +8,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from loadtests.campaign.limits import Slo, ValidityLimits
-from loadtests.campaign.stages import LoadStage, Search
+from loadtests.campaign.stages import ConcurrencyStage, LoadStage, Search, TraceStage
 from loadtests.campaign.strict import Count, NotNegative, Positive, Strict
 from loadtests.campaign.target import Metrics, Target
-from loadtests.campaign.workload import Workload
+from loadtests.campaign.workload import TracePrompts, Workload
 from serve_app.domain.errors import ConfigError
 
 
@@ -60,6 +60,26 @@ class Campaign(Strict):
             raise ValueError(f"target.baseline: need one of {list(variants)}, have {baseline!r}")
         return self
 
+    @model_validator(mode="after")
+    def _workload_fits_the_stages(self) -> "Campaign":
+        workload, stages = self.workload, self.stages
+        if isinstance(workload.prompts, TracePrompts) and not (
+            stages and all(isinstance(stage, TraceStage) for stage in stages)
+        ):
+            raise ValueError("workload.prompts: kind trace needs stages that all are traces")
+        for stage in stages:
+            if isinstance(stage, TraceStage) and (workload.sessions or workload.shared_prefix):
+                raise ValueError(
+                    f"stage {stage.name}: a trace says what is shared: "
+                    "leave out sessions and shared_prefix"
+                )
+            if isinstance(stage, ConcurrencyStage) and workload.sessions:
+                raise ValueError(
+                    f"stage {stage.name}: sessions need arrivals that the plan times, have a "
+                    "closed loop: leave out sessions"
+                )
+        return self
+
     def variant_names(self) -> tuple[str, ...]:
         """The variants by name. Raises ConfigError while they are still `all`."""
         if isinstance(self.target.variants, str):
@@ -76,10 +96,19 @@ class Campaign(Strict):
         raw["target"] |= changes
         return parse_campaign(raw, "campaign")
 
+    def cell_s(self, timed: LoadStage | Search) -> float:
+        """Length of one cell in seconds: warm-up, measured window, cool-down."""
+        return self.warmup_s + timed.duration_s + self.cooldown_s
+
     def planned_s(self, n_variants: int) -> float:
-        """Wall time in seconds that the stages ask for, without draining between cells."""
-        per_cell = sum(s.duration_s + self.warmup_s + self.cooldown_s for s in self.stages)
-        return per_cell * self.blocks * self.repeats * n_variants
+        """Wall time in seconds that the stages ask for, or a search at most, without draining
+        between cells.
+        """
+        if self.search is not None:
+            n_cells = self.search.max_probes * self.search.max_repeats * n_variants
+            return self.cell_s(self.search) * n_cells
+        per_repeat_s = sum(self.cell_s(stage) for stage in self.stages)
+        return per_repeat_s * self.blocks * self.repeats * n_variants
 
 
 def parse_campaign(raw: object, source: str) -> Campaign:

@@ -135,5 +135,7 @@ class Search(Strict):
     @model_validator(mode="after")
     def _is_range(self) -> "Search":
         if self.low_per_s >= self.high_per_s:
-            raise ValueError(f"need low_per_s < high_per_s, have {self.low_per_s}, {self.high_per_s}")
+            raise ValueError(
+                f"need low_per_s < high_per_s, have {self.low_per_s}, {self.high_per_s}"
+            )
         return self

@@ -20,7 +20,9 @@ class Lengths(Strict):
     @model_validator(mode="after")
     def _is_range(self) -> "Lengths":
         if not self.min <= self.median <= self.max:
-            raise ValueError(f"need min <= median <= max, have {self.min}, {self.median}, {self.max}")
+            raise ValueError(
+                f"need min <= median <= max, have {self.min}, {self.median}, {self.max}"
+            )
         return self
 
 
@@ -64,6 +66,15 @@ class SyntheticPrompts(Strict):
         return value
 
 
+class TracePrompts(Strict):
+    """Nothing of its own: every stage is a trace, which says the lengths; the text is made."""
+
+    kind: Literal["trace"]
+
+
+Prompts = CorpusPrompts | JsonlPrompts | SyntheticPrompts | TracePrompts
+
+
 class SharedPrefix(Strict):
     """A part of the requests begins with one of a few common texts, as system prompts do."""
 
@@ -98,12 +109,10 @@ class Sessions(Strict):
 class Workload(Strict):
     """What each request asks for."""
 
-    prompts: Annotated[
-        CorpusPrompts | JsonlPrompts | SyntheticPrompts, Field(discriminator="kind")
-    ]
+    prompts: Annotated[Prompts, Field(discriminator="kind")]
     max_tokens: tuple[Count, Count] | None = None
     """Lowest and highest output length in tokens; each request draws one, both ends included.
-    Null for `synthetic`, whose classes say it."""
+    Null for `synthetic`, whose classes say it, and for `trace`."""
     shared_prefix: SharedPrefix | None = None
     sessions: Sessions | None = None
     forced_length: bool = True
@@ -119,9 +128,9 @@ class Workload(Strict):
 
     @model_validator(mode="after")
     def _says_output_length_once(self) -> "Workload":
-        is_synthetic = isinstance(self.prompts, SyntheticPrompts)
-        if is_synthetic and self.max_tokens is not None:
-            raise ValueError("max_tokens: leave it out, the classes of `mix` say output_tokens")
-        if not is_synthetic and self.max_tokens is None:
+        says_it = isinstance(self.prompts, SyntheticPrompts | TracePrompts)
+        if says_it and self.max_tokens is not None:
+            raise ValueError(f"max_tokens: leave it out, {self.prompts.kind} prompts say it")
+        if not says_it and self.max_tokens is None:
             raise ValueError("max_tokens: need [lowest, highest] for these prompts")
         return self

@@ -1,124 +1,195 @@
-"""When each request is sent, to which variant, and what it asks: pure and seeded.
+"""The cells of a campaign: when each request is sent, to which variant, and what it asks.
 
-The whole plan follows from the campaign, so any process (a worker, a later report) can make it
-again and take its part of it.
+Pure and seeded: any process can make the same plan again and take its part of it.
 """
 
-import math
-import random
+import collections
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from loadtests.campaign import Campaign, LoadStage
+from loadtests.campaign import Campaign, JsonlPrompts, LoadStage
+from loadtests.campaign.stages import ConcurrencyStage, TraceStage
+from loadtests.plan.arrivals import arrivals
+from loadtests.plan.replay import Excerpt, parts_of, take_excerpt
+from loadtests.plan.request import Cell, Phase, PlannedRequest, Turn
+from loadtests.plan.seeds import stream_of
+from loadtests.plan.segments import segments
+from loadtests.plan.source import CellDone
+from loadtests.plan.traffic import Traffic
+from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import NS_PER_S
 
-Phase = Literal["warmup", "measured", "cooldown"]
+CLOSED_LOOP_POOL = 2048
+"""Different requests of a closed loop; its users take them in turn."""
+_KEPT = 4
+"""Stages and blocks whose requests are kept at a time: cells of one follow each other."""
 
 
-@dataclass(frozen=True)
-class PlannedRequest:
-    """One arrival: `offset_ns` after the start of its cell."""
+class Planner:
+    """Makes cells of a campaign, for its own stages and for those that a search thinks of.
 
-    offset_ns: int
-    phase: Phase
-    prompt: int
-    """Index into the campaign's prompts."""
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One variant under one stage in one block; the unit that runs without a pause."""
-
-    index: int
-    stage: str
-    block: int
-    variant: str
-    window_ns: tuple[int, int]
-    """Start and end of the measured window, from the start of the cell."""
-    end_ns: int
-    """End of the arrivals, from the start of the cell."""
-    requests: tuple[PlannedRequest, ...]
-
-    @property
-    def window_s(self) -> float:
-        """Length of the measured window in seconds."""
-        return (self.window_ns[1] - self.window_ns[0]) / NS_PER_S
-
-
-def arrival_offsets(
-    kind: Literal["constant", "poisson"], rate_per_s: float, length_s: float, rng: random.Random
-) -> tuple[float, ...]:
-    """Seconds of the arrivals in `[0, length_s)`, ascending; `round(rate * length)` of them.
-
-    `poisson` draws independent uniform times, which is a Poisson process conditioned on its
-    count (Kingman, Poisson Processes, 2.4): the gaps are bursty and the offered rate is exact.
+    `book_size` is the number of the campaign's prompts, as `load_prompts` gives them.
     """
-    n = math.floor(rate_per_s * length_s + 0.5)
-    if kind == "constant":
-        return tuple(i / rate_per_s for i in range(n) if i / rate_per_s < length_s)
-    return tuple(sorted(rng.random() * length_s for _ in range(n)))
 
+    def __init__(self, campaign: Campaign, book_size: int = 0) -> None:
+        self.campaign = campaign
+        self._book_size = book_size
+        self._made = functools.lru_cache(_KEPT)(self._make)
+        self._excerpt = functools.cache(self._take_excerpt)
 
-def plan_cells(campaign: Campaign, n_prompts: int) -> tuple[Cell, ...]:
-    """Every cell in the order in which it runs.
+    def requests(self, stage: LoadStage, block: int) -> tuple[PlannedRequest, ...]:
+        """The requests of every cell of `stage` in `block`, in the order of time.
 
-    Blocks are the outer loop, so that drift of the machine meets every stage and variant.
-    """
-    cells: list[Cell] = []
-    for block in range(campaign.blocks):
-        for stage in campaign.stages:
-            key = f"{campaign.seed}:{stage.name}:{block}"
-            requests = tuple(_requests(campaign, stage, n_prompts, random.Random(key)))
-            order = list(campaign.variant_names())
-            random.Random(f"{key}:order").shuffle(order)
-            for variant in order:
-                cells.append(_cell(len(cells), campaign, stage, block, variant, requests))
-    return tuple(cells)
+        Raises ConfigError if none falls into the measured window, or if a trace cannot be played.
+        """
+        return self._made(stage, block)
 
+    def cell(self, index: int, stage: LoadStage, block: int, repeat: int, variant: str) -> Cell:
+        """One cell. Cells that differ in index, repeat and variant alone ask the same.
 
-def _cell(
-    index: int,
-    campaign: Campaign,
-    stage: LoadStage,
-    block: int,
-    variant: str,
-    requests: tuple[PlannedRequest, ...],
-) -> Cell:
-    start_s = campaign.warmup_s
-    end_s = start_s + stage.duration_s
-    return Cell(
-        index=index,
-        stage=stage.name,
-        block=block,
-        variant=variant,
-        window_ns=(_ns(start_s), _ns(end_s)),
-        end_ns=_ns(end_s + campaign.cooldown_s),
-        requests=requests,
-    )
+        Raises ConfigError as `requests` does.
+        """
+        requests = self.requests(stage, block)
+        _, measured, cooldown = segments(self.campaign, stage)
+        return Cell(
+            index=index,
+            stage=stage.name,
+            block=block,
+            repeat=repeat,
+            variant=variant,
+            rate_per_s=_rate_per_s(stage, requests),
+            window_ns=(measured.start_ns, measured.end_ns),
+            end_ns=cooldown.end_ns,
+            requests=requests,
+            concurrency=stage.concurrency if isinstance(stage, ConcurrencyStage) else None,
+        )
 
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the traces: how much was left out and cut, per stage."""
+        return tuple(
+            f"{stage.name}: {self._excerpt(stage).note()}"
+            for stage in self.campaign.stages
+            if isinstance(stage, TraceStage)
+        )
 
-def _requests(
-    campaign: Campaign, stage: LoadStage, n_prompts: int, rng: random.Random
-) -> Iterator[PlannedRequest]:
-    lowest, highest = campaign.workload.max_tokens
-    start_s = 0.0
-    phases: Sequence[tuple[Phase, float]] = (
-        ("warmup", campaign.warmup_s),
-        ("measured", stage.duration_s),
-        ("cooldown", campaign.cooldown_s),
-    )
-    for phase, length_s in phases:
-        for offset_s in arrival_offsets(stage.kind, stage.rate_per_s, length_s, rng):
-            yield PlannedRequest(
-                offset_ns=_ns(start_s + offset_s),
-                phase=phase,
-                prompt=rng.randrange(n_prompts),
-                max_tokens=rng.randint(lowest, highest),
+    def _make(self, stage: LoadStage, block: int) -> tuple[PlannedRequest, ...]:
+        if isinstance(stage, ConcurrencyStage):
+            return tuple(self._closed_loop(stage, block))
+        if isinstance(stage, TraceStage):
+            requests = tuple(self._replay(stage, block))
+        else:
+            requests = tuple(self._open_loop(stage, block))
+        if not any(request.phase == "measured" for request in requests):
+            raise ConfigError(
+                f"stage {stage.name}: need one or more requests in the measured window of "
+                f"{stage.duration_s:g} s, have none: raise duration_s or the rate"
             )
-        start_s += length_s
+        return requests
+
+    def _open_loop(self, stage: LoadStage, block: int) -> Iterator[PlannedRequest]:
+        traffic = self._traffic(stage, block)
+        rng = stream_of(self.campaign.seed, stage.name, block, "arrivals")
+        for segment in segments(self.campaign, stage):
+            for time_s in arrivals(stage, segment.phase, segment.length_s, rng):
+                yield _planned(segment.phase, segment.offset_ns(time_s), traffic)
+
+    def _closed_loop(self, stage: LoadStage, block: int) -> Iterator[PlannedRequest]:
+        traffic = self._traffic(stage, block)
+        for _ in range(CLOSED_LOOP_POOL):
+            yield _planned("measured", 0, traffic)
+
+    def _replay(self, stage: TraceStage, block: int) -> Iterator[PlannedRequest]:
+        """The trace's times and lengths in every block, and other text in each."""
+        key = (self.campaign.seed, stage.name, block)
+        rng = stream_of(*key, "text")
+        rows = collections.deque(self._excerpt(stage).rows)
+        start_s = 0.0
+        for segment in segments(self.campaign, stage):
+            while rows and rows[0].at_s < start_s + segment.length_s:
+                row = rows.popleft()
+                yield PlannedRequest(
+                    offset_ns=segment.offset_ns(row.at_s - start_s),
+                    phase=segment.phase,
+                    turns=(Turn("user", parts_of(row, rng.getrandbits(63), *key)),),
+                    max_tokens=row.output_tokens,
+                    session=row.session,
+                )
+            start_s += segment.length_s
+
+    def _traffic(self, stage: LoadStage, block: int) -> Traffic:
+        return Traffic(self.campaign, f"{stage.name}-{block}", self._book_size)
+
+    def _take_excerpt(self, stage: TraceStage) -> Excerpt:
+        return take_excerpt(stage, self.campaign.cell_s(stage))
 
 
-def _ns(seconds: float) -> int:
-    return round(seconds * NS_PER_S)
+class StageCells:
+    """The cells of a campaign's stages, planned before the run.
+
+    Blocks are the outer loop, so that drift of the machine meets every stage and variant. One wave
+    is one stage in one block: all variants, `repeats` times, in random order.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        campaign = planner.campaign
+        self._waves = iter(
+            [(block, stage) for block in range(campaign.blocks) for stage in campaign.stages]
+        )
+        self._n_given = 0
+        per_wave = len(campaign.variant_names()) * campaign.repeats
+        self.n_cells: int | None = campaign.blocks * len(campaign.stages) * per_wave
+
+    def next_cells(self, done: Sequence[CellDone]) -> Sequence[Cell]:
+        """The next wave, whatever the last one gave. Raises ConfigError as `Planner.cell`."""
+        wave = next(self._waves, None)
+        if wave is None:
+            return ()
+        block, stage = wave
+        campaign = self._planner.campaign
+        order = [
+            (repeat, variant)
+            for repeat in range(campaign.repeats)
+            for variant in campaign.variant_names()
+        ]
+        stream_of(campaign.seed, stage.name, block, "order").shuffle(order)
+        first, self._n_given = self._n_given, self._n_given + len(order)
+        return tuple(
+            self._planner.cell(first + i, stage, block, repeat, variant)
+            for i, (repeat, variant) in enumerate(order)
+        )
+
+
+def plan_cells(campaign: Campaign, prompts: Sequence[str]) -> StageCells:
+    """The cells of a campaign with stages.
+
+    Every stage is planned once here, so that a campaign which cannot be planned raises its
+    ConfigError before anything is sent.
+    """
+    planner = Planner(campaign, len(prompts))
+    for stage in campaign.stages:
+        planner.requests(stage, 0)
+    return StageCells(planner)
+
+
+def input_files(campaign: Campaign) -> tuple[Path, ...]:
+    """The files that the plan is made from, besides the campaign itself."""
+    prompts = campaign.workload.prompts
+    paths = [prompts.path] if isinstance(prompts, JsonlPrompts) else []
+    paths += [stage.path for stage in campaign.stages if isinstance(stage, TraceStage)]
+    return tuple(dict.fromkeys(paths))
+
+
+def _planned(phase: Phase, offset_ns: int, traffic: Traffic) -> PlannedRequest:
+    ask = traffic.ask(offset_ns / NS_PER_S)
+    return PlannedRequest(offset_ns, phase, ask.turns, ask.max_tokens, ask.kind, ask.session)
+
+
+def _rate_per_s(stage: LoadStage, requests: Sequence[PlannedRequest]) -> float | None:
+    """Offered in the measured window; None in a closed loop."""
+    if isinstance(stage, ConcurrencyStage):
+        return None
+    if isinstance(stage, TraceStage):
+        return sum(request.phase == "measured" for request in requests) / stage.duration_s
+    return stage.rate_per_s
