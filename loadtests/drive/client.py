@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from loadtests.records.record import ErrorClass
+from loadtests.drive.deadlines import Deadlines, Watch
 from loadtests.drive.sse import Piece
+from loadtests.records.record import ErrorClass
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import NS_PER_S
 
@@ -64,6 +65,7 @@ class HttpTarget:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._prefix = parts.path.rstrip("/")
         self._clock_ns = clock_ns
+        self._deadlines = Deadlines(clock_ns)
         self._idle: list[socket.socket] = []
         # gzip would hold back SSE events until a block is full
         common = {"Host": parts.netloc, "Accept-Encoding": "identity", **(headers or {})}
@@ -82,21 +84,26 @@ class HttpTarget:
         exchange = Exchange(t_send_ns=self._clock_ns())
         deadline_ns = exchange.t_send_ns + round(timeout_s * NS_PER_S)
         sock: socket.socket | None = None
+        watch: Watch | None = None
         reuse = False
         try:
             sock = self._connect(timeout_s)
+            watch = self._deadlines.watch(sock, deadline_ns)
             sock.sendall(request)
-            reuse = self._receive(sock, exchange, deadline_ns)
-        except TimeoutError:
-            exchange.error, exchange.detail = ErrorClass.TIMEOUT, f"no end within {timeout_s:g} s"
+            reuse = self._receive(sock, exchange)
         except httptools.HttpParserError as error:
             exchange.error, exchange.detail = ErrorClass.MALFORMED, str(error)
         except OSError as error:
             exchange.error, exchange.detail = _transport_error(sock, exchange, error)
         finally:
             exchange.t_end_ns = self._clock_ns()
+            if watch is not None:
+                self._deadlines.release(watch)
+            is_late = watch.is_expired if watch is not None else exchange.t_end_ns >= deadline_ns
+            if is_late:
+                exchange.error, exchange.detail = ErrorClass.TIMEOUT, f"no end in {timeout_s:g} s"
             if sock is not None:
-                if reuse:
+                if reuse and not is_late:
                     self._idle.append(sock)
                 else:
                     sock.close()
@@ -108,34 +115,33 @@ class HttpTarget:
             self._idle.pop().close()
 
     def _connect(self, timeout_s: float) -> socket.socket:
+        """An open connection without a time limit of its own: `Deadlines` has it."""
         while self._idle:
             sock = self._idle.pop()
             if _is_open(sock):
-                sock.settimeout(timeout_s)
+                sock.settimeout(None)
                 return sock
             sock.close()
         sock = socket.create_connection((self._host, self._port), min(timeout_s, _MAX_CONNECT_S))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+        sock.settimeout(None)
         return sock
 
-    def _receive(self, sock: socket.socket, exchange: Exchange, deadline_ns: int) -> bool:
+    def _receive(self, sock: socket.socket, exchange: Exchange) -> bool:
         """Read one response; whether the connection can serve another."""
         reply = _Reply(exchange)
         parser = httptools.HttpResponseParser(reply)
-        now_ns = self._clock_ns()
+        recv, feed, clock_ns = sock.recv, parser.feed_data, self._clock_ns
         while not reply.is_complete:
-            if now_ns >= deadline_ns:
-                raise TimeoutError
-            sock.settimeout((deadline_ns - now_ns) / NS_PER_S)
-            data = sock.recv(RECV_BYTES)
-            now_ns = reply.now_ns = self._clock_ns()
+            data = recv(RECV_BYTES)
+            reply.now_ns = clock_ns()
             if not data:
                 if not reply.ends_with_connection:
                     raise ConnectionResetError("connection closed by the server")
                 break
-            parser.feed_data(data)
+            feed(data)
             if exchange.status is None and reply.has_headers:
                 exchange.status = parser.get_status_code()
         return reply.is_complete and parser.should_keep_alive()

@@ -56,11 +56,12 @@ class _Usage(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    choices: list[_Choice] = msgspec.field(default_factory=list)
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
 
 
+_NO_DELTA = _Delta()
 _DECODER = msgspec.json.Decoder(_Event)
 
 
@@ -68,7 +69,8 @@ def data_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Payload of each complete `data:` line, with the stamp of the piece that completed it."""
     rest = b""
     for stamp_ns, data in pieces:
-        *lines, rest = (rest + data).split(b"\n")
+        lines = (rest + data if rest else data).split(b"\n")
+        rest = lines.pop()
         for line in lines:
             if line.startswith(b"data:"):
                 yield stamp_ns, line[5:].strip()
@@ -96,11 +98,14 @@ def _take(reading: StreamReading, stamp_ns: int, event: _Event) -> None:
     if event.usage is not None:
         reading.prompt_tokens = event.usage.prompt_tokens
         reading.output_tokens = event.usage.completion_tokens
-    for choice in event.choices:
+    has_token = False
+    for choice in event.choices or ():
         reading.finish_reason = choice.finish_reason or reading.finish_reason
-        delta = choice.delta
-        text = choice.text or (delta.content if delta else None)
+        delta = choice.delta or _NO_DELTA
+        text = choice.text or delta.content
         if text:
             reading.text.append(text)
-        if text or (delta and (delta.reasoning or delta.reasoning_content or delta.tool_calls)):
-            reading.token_ns.append(stamp_ns)
+        if text or delta.reasoning or delta.reasoning_content or delta.tool_calls:
+            has_token = True
+    if has_token:
+        reading.token_ns.append(stamp_ns)
