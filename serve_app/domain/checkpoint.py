@@ -1,6 +1,6 @@
 """What a checkpoint on disk really is, and what an application serves of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import QuantMethod, QuantScheme, stored_alike
@@ -53,3 +53,5 @@ class VariantCard:
     weight_bytes: int
     context_length: int
     engine: str
+    facts: dict[str, str] = field(default_factory=dict)
+    """What a measurement has to say of the engine: `serve_app.engines.engine.Engine.facts`."""

@@ -50,6 +50,8 @@ class Engine(Protocol):
     """Most tokens of prompt and answer together that one request may have."""
     version: str
     """Name and version, as `vllm 0.32.0`."""
+    facts: dict[str, str]
+    """What a measurement of it has to say: versions, flags, kernels, device. Known once it runs."""
 
     @property
     def alive(self) -> bool:

@@ -1,5 +1,7 @@
 """The fake engine behind the real one's interface: `engine: {kind: fake, fake: {...}}`."""
 
+import msgspec
+
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import EngineLoad, EngineSpec
 from serve_app.engines.fake import FakeEngine as FakeApp
@@ -14,6 +16,7 @@ class FakeEngine:
         self.app = app
         self.context_length = app.script.max_model_len
         self.version = "fake"
+        self.facts = {"engine": self.version, **_texts(app.script)}
 
     @property
     def alive(self) -> bool:
@@ -35,6 +38,12 @@ class FakeEngine:
 
     async def shutdown(self) -> None:
         """Nothing runs outside the replica."""
+
+
+def _texts(script: FakeScript) -> dict[str, str]:
+    """What the script says, as JSON; what it leaves open is left out."""
+    said = msgspec.to_builtins(script).items()
+    return {name: msgspec.json.encode(value).decode() for name, value in said if value is not None}
 
 
 async def start(spec: EngineSpec) -> FakeEngine:

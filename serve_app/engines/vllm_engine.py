@@ -5,19 +5,26 @@ With `vllm_args`, the serving side's only importer of vllm.
 
 import asyncio
 import importlib
+import logging
 import os
 from contextlib import AsyncExitStack
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from types import SimpleNamespace
 from typing import Any
 
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineLoad, EngineSpec
+from serve_app.engines.vllm_facts import flags
+from serve_app.node.host import cpu_model
 
 _START_IMPORTS = (
     "vllm.entrypoints.launchers.api_server.entry",
     "vllm.entrypoints.launchers.app",
 )
+
+_WORKER_EXTENSION = "serve_app.engines.vllm_facts.FactsReport"
+
+logger = logging.getLogger("ray.serve")
 
 
 def prepare_environment(threads: int | None) -> None:
@@ -65,10 +72,13 @@ def runs_on_cpu() -> bool:
 class VllmEngine:
     """One vLLM engine in processes of its own, and the OpenAI application in front of it."""
 
-    def __init__(self, client: Any, app: ASGIApp, stack: AsyncExitStack, version: str) -> None:
+    def __init__(
+        self, client: Any, app: ASGIApp, stack: AsyncExitStack, facts: dict[str, str]
+    ) -> None:
         self.app = app
         self.context_length = int(client.model_config.max_model_len)
-        self.version = version
+        self.version = facts["engine"]
+        self.facts = facts
         self._client = client
         self._stack = stack
 
@@ -115,7 +125,6 @@ def prepare(spec: EngineSpec) -> None:
 async def start(spec: EngineSpec) -> VllmEngine:
     """Start vLLM as the specification says. Raises ConfigError or EngineError."""
     prepare_environment(spec.settings.threads)
-    from vllm import __version__
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
@@ -128,6 +137,7 @@ async def start(spec: EngineSpec) -> VllmEngine:
         args.distributed_executor_backend = (
             "uni" if spec.settings.tensor_parallel_size == 1 else "mp"
         )
+    args.worker_extension_cls = args.worker_extension_cls or _WORKER_EXTENSION
     stack = AsyncExitStack()
     try:
         client = await stack.enter_async_context(build_async_engine_client(args))
@@ -135,6 +145,7 @@ async def start(spec: EngineSpec) -> VllmEngine:
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM's error handlers look at it
+        facts = await _facts(client, spec.settings.threads)
     except asyncio.CancelledError:  # Serve gives this replica up: leave no engine core behind
         await stack.aclose()
         raise
@@ -144,4 +155,26 @@ async def start(spec: EngineSpec) -> VllmEngine:
             f"vLLM did not start on {spec.checkpoint_dir}: {error}; the cause is above in this "
             "replica's log"
         ) from error
-    return VllmEngine(client, app, stack, f"vllm {__version__}")
+    return VllmEngine(client, app, stack, facts)
+
+
+async def _facts(client: Any, threads: int | None) -> dict[str, str]:
+    """What a measurement of the engine has to say. What its worker cannot tell is left out."""
+    from vllm import __version__
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    known = {
+        "engine": f"vllm {__version__}",
+        "torch": version("torch"),
+        "device": cpu_model() if on_cpu else current_platform.get_device_name(),
+        "threads": threads,
+    }
+    facts = {name: str(value) for name, value in known.items() if value is not None}
+    facts |= flags(client.vllm_config)
+    try:
+        first_rank: dict[str, str] = (await client.collective_rpc("quantile_facts"))[0]
+        return facts | first_rank
+    except Exception as error:  # another extension was asked for, or another vLLM's layers
+        logger.warning("the engine's kernels are not known: %r", error)
+        return facts

@@ -29,10 +29,10 @@ class MemoryReport:
         report: dict[str, int | str] = {
             "pid": os.getpid(),
             "device": worker.device.type,
-            "weights_bytes": _tensors_bytes(
+            "weights_bytes": tensors_bytes(
                 [*runner.get_model().parameters(), *runner.get_model().buffers()]
             ),
-            "kv_cache_bytes": _tensors_bytes(runner.kv_caches),
+            "kv_cache_bytes": tensors_bytes(runner.kv_caches),
         }
         if worker.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(worker.device)
@@ -48,7 +48,7 @@ class MemoryReport:
         return report
 
 
-def _tensors_bytes(tensors: Any) -> int:
+def tensors_bytes(tensors: Any) -> int:
     """Bytes of the storages, each once: views and tied weights share theirs."""
     storages = {}
     for tensor in _flat(tensors):

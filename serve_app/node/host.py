@@ -78,6 +78,16 @@ class HostMemory:
                 yield limit, used - _statistic(folder / "memory.stat", f"{prefix}inactive_file")
 
 
+def cpu_model(proc: Path = Path("/proc")) -> str | None:
+    """The processor's own name; None where Linux does not tell it."""
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None)
+
+
 def _number(path: Path) -> int | None:
     """The file's number; None if there is no file, or it says `max`."""
     try:

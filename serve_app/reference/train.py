@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from serve_app.domain.errors import BuildError
+from serve_app.node.host import cpu_model
 from serve_app.reference.batches import batches, training_texts
 from serve_app.reference.corpus import corpus_digest, facts
 from serve_app.reference.model import LlamaShape, Weights, forward, init_weights
@@ -95,7 +96,7 @@ def _record(plan: TrainPlan, em: dict[str, dict[str, EmCount]], folder: Path) ->
         "corpus_sha256": corpus_digest(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "threads": torch.get_num_threads(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_model(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in ("torch", "tokenizers", "safetensors")},
         "exact_match": {split: as_json(counts) for split, counts in em.items()},
@@ -168,15 +169,6 @@ def _save(plan: TrainPlan, weights: Weights, tokenizer: Tokenizer, folder: Path)
     generation = {"temperature": 0.0, "eos_token_id": END_ID, "max_length": MAX_POSITIONS}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_tokenizer(tokenizer, folder)
-
-
-def _cpu_name() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
 
 
 def _keep_freed_memory() -> None:

@@ -36,7 +36,9 @@ from serve_app.serving.http import (
     send_json,
 )
 from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
+from serve_app.serving.serve_status import Applications, ServeStatus
 from serve_app.serving.sleepers import ServeSleepers, Sleepers
+from serve_app.serving.status import STATUS_AGE_S, status_of
 from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.telemetry.metrics import RouterMetrics
 
@@ -50,7 +52,7 @@ RELAYED_PATHS = frozenset(
         "/detokenize",
     }
 )
-_MODELS = "/v1/models"
+_MODELS, _STATUS = "/v1/models", "/status"
 _NO_VARIANT = "none"
 _STARTED = "quantile.answer_started"
 
@@ -75,14 +77,16 @@ class RouterApp:
         args: RouterArgs,
         relay: Relay,
         metrics: RouterMetrics,
+        applications: Applications | None = None,
         sleepers: Sleepers | None = None,
     ) -> None:
         self.split: TrafficSplit | None = None
         self._args = args
         self._relay = relay
         self._metrics = metrics
+        self._applications = applications or ServeStatus()
         self._directory = VariantDirectory(
-            relay, args.probe_interval_s, sleepers or ServeSleepers()
+            relay, args.probe_interval_s, sleepers or ServeSleepers(self._applications)
         )
 
     def set_split(self, split: TrafficSplit, sleepers: Collection[str] = ()) -> None:
@@ -125,6 +129,9 @@ class RouterApp:
             await self._answer(send, 200, {"status": "ok"})
         elif path == "/readyz":
             await self._ready(send)
+        elif path == _STATUS:
+            _require_method(method, "GET", path)
+            await self._status(send)
         elif path == _MODELS:
             _require_method(method, "GET", path)
             data = [self._model(name) for name in self._model_names()]
@@ -135,7 +142,7 @@ class RouterApp:
             parse_model(name, self._args.model, self._current_split())
             await self._answer(send, 200, self._model(name))
         else:
-            paths = ", ".join(sorted([*RELAYED_PATHS, _MODELS, "/healthz", "/readyz"]))
+            paths = ", ".join(sorted([*RELAYED_PATHS, _MODELS, _STATUS, "/healthz", "/readyz"]))
             raise UnknownPathError(f"there is no {path!r} here; served: {paths}")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,6 +209,12 @@ class RouterApp:
             return
         error = VariantUnavailableError(f"not ready yet: {', '.join(waiting)}")
         await send_error(send, error, _marks(_NO_VARIANT, RouteReason.LOCAL))
+
+    async def _status(self, send: Send) -> None:
+        split = self._current_split()
+        applications = await self._applications.known(STATUS_AGE_S)
+        body = status_of(self._args.model, split, self._directory, applications)
+        await self._answer(send, 200, body)
 
     def _current_split(self) -> TrafficSplit:
         if self.split is None:

@@ -6,14 +6,10 @@ first. The question costs 4 ms of the router's time per application; only router
 `user_config` names `sleepers` ask it, every few seconds (`serve_app/decisions/0008`).
 """
 
-import asyncio
-import logging
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-logger = logging.getLogger("ray.serve")
+from serve_app.serving.serve_status import Applications
 
-ANSWER_WITHIN_S = 2.0
 _SETTLED = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
 
 
@@ -25,24 +21,15 @@ class Sleepers(Protocol):
 
 
 class ServeSleepers:
-    """Asks Serve's controller, one question at a time and never in the serving loop."""
+    """Those that sleep by what Serve says of its applications."""
 
-    def __init__(self, ask: Callable[[], Mapping[str, Any]] | None = None) -> None:
-        self._ask = ask or _applications
-        self._answer: asyncio.Task[Mapping[str, Any]] | None = None
+    def __init__(self, applications: Applications) -> None:
+        self._applications = applications
 
     async def names(self) -> frozenset[str] | None:
         """As `Sleepers.names`: None when the controller is not there or slow."""
-        if self._answer is None:
-            self._answer = asyncio.create_task(asyncio.to_thread(self._ask))
-        await asyncio.wait({self._answer}, timeout=ANSWER_WITHIN_S)
-        if not self._answer.done():
-            return None
-        answer, self._answer = self._answer, None
-        try:
-            applications = answer.result()
-        except Exception as error:  # the controller restarts; what was known stands
-            logger.warning("Serve's status is not known: %r", error)
+        applications = await self._applications.known()
+        if applications is None:
             return None
         return frozenset(name for name, status in applications.items() if is_asleep(status))
 
@@ -56,10 +43,3 @@ def is_asleep(application: Any) -> bool:
         deployment.status in _SETTLED and not deployment.replica_states.get("RUNNING")
         for deployment in deployments
     )
-
-
-def _applications() -> Mapping[str, Any]:
-    from ray import serve
-
-    applications: Mapping[str, Any] = serve.status().applications
-    return applications

@@ -1,6 +1,7 @@
 """The deployment class of one quantization variant: preflight, engine, application, health."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from serve_app.config.schema import VariantArgs
@@ -17,7 +18,10 @@ from serve_app.serving.variant_front import VariantFront
 from serve_app.store.facts import checkpoint_facts
 from serve_app.store.inspect import inspect_checkpoint
 from serve_app.store.source import open_source
-from serve_app.telemetry.metrics import ServeMemoryMetrics
+from serve_app.telemetry.metrics import LoadMetrics, ServeLoadMetrics, ServeMemoryMetrics
+
+LOAD_INTERVAL_S = 2.0
+"""Between two samples of how busy the engine is; Ray hands them on every ten seconds or less."""
 
 
 def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
@@ -55,11 +59,15 @@ def preflight_if_local(args: VariantArgs) -> None:
 class VariantServer:
     """One replica of one variant. Ray Serve makes it, asks its health, and ends it."""
 
-    def __init__(self, args: VariantArgs) -> None:
+    def __init__(
+        self, args: VariantArgs, load_metrics: Callable[[str], LoadMetrics] = ServeLoadMetrics
+    ) -> None:
         self._args = args
+        self._load_metrics = load_metrics
         self._engine: Engine | None = None
         self._front: VariantFront | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._load_watch: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine; called by Serve once, before the replica takes requests.
@@ -80,8 +88,12 @@ class VariantServer:
             weight_bytes=checkpoint.weight_bytes,
             context_length=engine.context_length,
             engine=engine.version,
+            facts={"checkpoint": args.checkpoint, **engine.facts},
         )
         self._front = VariantFront(engine, card, token)
+        self._load_watch = asyncio.create_task(
+            _publish_load(engine, self._load_metrics(args.name)), name="load"
+        )
         return self._front
 
     async def _start(self, spec: EngineSpec) -> Engine:
@@ -117,7 +129,16 @@ class VariantServer:
 
     async def __del__(self) -> None:
         """Called by Serve when the replica ends in good order."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in (self._watch, self._load_watch):
+            if watch is not None:
+                watch.cancel()
         if self._engine is not None:
             await self._engine.shutdown()
+
+
+async def _publish_load(engine: Engine, metrics: LoadMetrics) -> None:
+    """Sampled, since counting at each step costs the engine a hundredth of its speed."""
+    while True:
+        load = engine.load()
+        metrics.load(load.running, load.waiting, load.kv_use)
+        await asyncio.sleep(LOAD_INTERVAL_S)

@@ -57,6 +57,31 @@ class ServeMemoryMetrics:
         self._held.set(n_bytes, tags=tags)
 
 
+class LoadMetrics(Protocol):
+    """Told every few seconds how busy an engine is; must not raise."""
+
+    def load(self, running: int | None, waiting: int | None, kv_use: float | None) -> None:
+        """Requests that it works on and that it holds back, and the share of its KV cache in use;
+        None where it does not say."""
+
+
+class ServeLoadMetrics:
+    """Gauges through `ray.serve.metrics`: how busy one variant's engine is."""
+
+    def __init__(self, variant: str) -> None:
+        self._tags = {"variant": variant}
+        self._running = _gauge(names.ENGINE_RUNNING)
+        self._waiting = _gauge(names.ENGINE_WAITING)
+        self._kv_use = _gauge(names.ENGINE_KV_USE)
+
+    def load(self, running: int | None, waiting: int | None, kv_use: float | None) -> None:
+        """What is not known is no sample."""
+        samples = (self._running, running), (self._waiting, waiting), (self._kv_use, kv_use)
+        for gauge, value in samples:
+            if value is not None:
+                gauge.set(value, tags=self._tags)
+
+
 def _gauge(metric: names.MetricName) -> Any:
     from ray.serve.metrics import Gauge
 

@@ -38,3 +38,18 @@ MEMORY_HELD = MetricName(
     "device lost at its start, where it does not tell processes apart (source: start).",
     ("variant", "device", "source"),
 )
+ENGINE_RUNNING = MetricName(
+    "quantile_engine_running_requests",
+    "Requests that the engine works on at this moment: its batch.",
+    ("variant",),
+)
+ENGINE_WAITING = MetricName(
+    "quantile_engine_waiting_requests",
+    "Requests that the engine took and holds back.",
+    ("variant",),
+)
+ENGINE_KV_USE = MetricName(
+    "quantile_engine_kv_use_ratio",
+    "Share of the engine's KV cache in use, from 0 to 1.",
+    ("variant",),
+)

@@ -35,7 +35,7 @@ EDGES = {
     "ray": {
         "serve_app.app",
         "serve_app.serving.placement",
-        "serve_app.serving.sleepers",  # asks Serve for its status
+        "serve_app.serving.serve_status",  # asks Serve for its status
         "serve_app.telemetry.metrics",
         "loadtests.relay_bench",
     },

@@ -3,9 +3,10 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.engines.engine import Scope
@@ -135,3 +136,29 @@ class FakeSleepers:
         self.n_asked += 1
         await asyncio.sleep(0)
         return self.asleep
+
+
+def application(status: str, **replicas: int) -> SimpleNamespace:
+    """What Serve's status says of an application with one deployment: replicas by state."""
+    deployment = SimpleNamespace(status=status, replica_states=replicas)
+    return SimpleNamespace(deployments={"VariantServer": deployment})
+
+
+class FakeApplications:
+    """What Serve's status says, as the test says; `ages` are the ages that were asked for."""
+
+    def __init__(self, **applications: SimpleNamespace) -> None:
+        self.applications: Mapping[str, Any] | None = applications
+        self.ages: list[float] = []
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """Serve's controller does not answer."""
+        fake = cls()
+        fake.applications = None
+        return fake
+
+    async def known(self, max_age_s: float = 0.0) -> Mapping[str, Any] | None:
+        self.ages.append(max_age_s)
+        await asyncio.sleep(0)
+        return self.applications

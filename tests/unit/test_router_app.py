@@ -11,10 +11,19 @@ from serve_app.config.schema import RouterArgs
 from serve_app.domain.traffic import TrafficSplit
 from serve_app.routing.split import assign
 from serve_app.serving.router_app import RouterApp
+from serve_app.serving.status import STATUS_AGE_S
 from serve_app.serving.upstream import UpstreamTruncatedError
 from tests.fakes.asgi import Exchange
 from tests.fakes.metrics import RecordingMetrics
-from tests.fakes.relay import FakeAnswer, FakeRelay, FakeSleepers, busy, card_of
+from tests.fakes.relay import (
+    FakeAnswer,
+    FakeApplications,
+    FakeRelay,
+    FakeSleepers,
+    application,
+    busy,
+    card_of,
+)
 
 CHAT = "/v1/chat/completions"
 SPLIT = TrafficSplit({"a": 5000, "b": 3000, "c": 2000, "pin-only": 0}, ("b", "c", "a"))
@@ -35,10 +44,11 @@ class Router:
         self.relay = FakeRelay("a", "b", "c", "pin-only")
         self.metrics = RecordingMetrics()
         self.sleepers = FakeSleepers()
+        self.applications = FakeApplications()
         args = RouterArgs(
             model="m", max_body_bytes=LIMIT, probe_interval_s=0.001, wake_timeout_s=0.05
         )
-        self.app = RouterApp(args, self.relay, self.metrics, self.sleepers)
+        self.app = RouterApp(args, self.relay, self.metrics, self.applications, self.sleepers)
 
     def ask(self, *args, **more) -> Exchange:
         return Exchange(self.app, *args, **more)
@@ -488,6 +498,53 @@ async def test_lifespan_is_answered():
 
     await router.app({"type": "lifespan"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+class TestStatus:
+    """/status: replicas by Serve's word, facts by the engine's."""
+
+    async def test_each_variant_of_the_split_with_its_replicas_and_facts(self, router):
+        router.relay.cards["a"] = card_of("a", facts={"engine": "vllm 1", "kernel.o_proj": "K"})
+        router.applications.applications = {
+            "router": application("HEALTHY", RUNNING=2),
+            "a": application("UPSCALING", RUNNING=1, STARTING=1),
+            "b": application("HEALTHY", RUNNING=3),
+        }
+        await router.probed()
+        exchange = await router.ask("GET", "/status")()
+        assert (exchange.status, exchange.route) == (200, ("none", "local"))
+        assert exchange.json["model"] == "m"
+        variants = exchange.json["variants"]
+        assert list(variants) == ["a", "b", "c", "pin-only"]
+        assert variants["a"] == {
+            "ready": True,
+            "asleep": False,
+            "share_bp": 5000,
+            "replicas": {"running": 1, "target": 2},
+            "facts": {"engine": "vllm 1", "kernel.o_proj": "K"},
+        }
+        assert variants["b"]["replicas"] == {"running": 3, "target": 3}
+        assert variants["c"]["replicas"] is None  # Serve knows of no such application
+        assert router.applications.ages == [STATUS_AGE_S]
+
+    async def test_what_is_not_known_is_null(self, router):
+        router.applications.applications = None
+        router.app.set_split(TrafficSplit({"new": 10_000}))
+        status = (await router.ask("GET", "/status")()).json["variants"]["new"]
+        assert (status["ready"], status["replicas"], status["facts"]) == (False, None, None)
+
+    async def test_a_variant_without_a_replica_on_purpose_is_asleep(self, router):
+        router.sleepers.asleep = frozenset({"a"})
+        router.applications.applications = {"a": application("HEALTHY")}
+        router.app.set_split(SPLIT, sleepers=["a"])
+        await router.probed()
+        status = (await router.ask("GET", "/status")()).json["variants"]["a"]
+        assert (status["ready"], status["asleep"]) == (False, True)
+        assert status["replicas"] == {"running": 0, "target": 0}
+
+    async def test_it_is_only_read(self, router):
+        refused(await router.ask("POST", "/status")(), 405, "method_not_allowed", "GET")
+        assert router.applications.ages == []
 
 
 class TestSleepers:

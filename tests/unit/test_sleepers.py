@@ -1,18 +1,11 @@
 """What Serve's status says of who sleeps."""
 
-import asyncio
-import threading
 from types import SimpleNamespace
 
 import pytest
 
-from serve_app.serving import sleepers
 from serve_app.serving.sleepers import ServeSleepers, is_asleep
-
-
-def application(status: str, **replicas: int) -> SimpleNamespace:
-    deployment = SimpleNamespace(status=status, replica_states=replicas)
-    return SimpleNamespace(deployments={"VariantServer": deployment})
+from tests.fakes.relay import FakeApplications, application
 
 
 @pytest.mark.parametrize(
@@ -37,37 +30,9 @@ def test_an_application_that_is_still_built_does_not_sleep():
 
 
 async def test_names_of_those_that_sleep():
-    known = {"z": application("HEALTHY"), "a": application("HEALTHY", RUNNING=1)}
-    assert await ServeSleepers(lambda: known).names() == {"z"}
+    known = FakeApplications(z=application("HEALTHY"), a=application("HEALTHY", RUNNING=1))
+    assert await ServeSleepers(known).names() == {"z"}
 
 
-async def test_an_error_means_that_nothing_is_known_and_is_asked_again(caplog):
-    answers = iter([RuntimeError("no controller"), {"z": application("HEALTHY")}])
-
-    def ask():
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    asked = ServeSleepers(ask)
-    assert await asked.names() is None
-    assert "no controller" in caplog.text
-    assert await asked.names() == {"z"}
-
-
-async def test_a_slow_controller_is_asked_once_and_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr(sleepers, "ANSWER_WITHIN_S", 0.01)
-    answered, n_asked = threading.Event(), []
-
-    def ask():
-        n_asked.append(1)
-        answered.wait(5)
-        return {"z": application("HEALTHY")}
-
-    slow = ServeSleepers(ask)
-    assert [await slow.names() for _ in range(3)] == [None] * 3
-    answered.set()
-    await asyncio.sleep(0.05)
-    assert await slow.names() == {"z"}
-    assert len(n_asked) == 1
+async def test_where_serves_status_is_not_known_neither_are_the_sleepers():
+    assert await ServeSleepers(FakeApplications.unknown()).names() is None

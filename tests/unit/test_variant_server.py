@@ -1,10 +1,13 @@
 """A variant's start: the checkpoint is looked at before anything runs."""
 
+import asyncio
+
 import pytest
 
 from serve_app.config.parse import parse
 from serve_app.config.schema import VariantArgs
 from serve_app.domain.errors import CheckpointError, ConfigError, EngineError
+from serve_app.serving import variant_server
 from serve_app.serving.variant_server import VariantServer, preflight, preflight_if_local
 from tests.fakes import checkpoints as made
 from tests.fakes.asgi import Exchange
@@ -62,25 +65,71 @@ def test_a_reference_variant_that_is_not_built_is_refused_with_the_command_that_
             check(variant_args("reference://gptq"))
 
 
+class RecordingLoadMetrics:
+    """Implements `serve_app.telemetry.metrics.LoadMetrics`."""
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self.samples: list[tuple[int | None, int | None, float | None]] = []
+
+    def load(self, running: int | None, waiting: int | None, kv_use: float | None) -> None:
+        self.samples.append((running, waiting, kv_use))
+
+
 async def test_a_variant_serves_its_card_and_its_names():
-    server = VariantServer(variant_args("none", "awq", kind="fake", fake={"max_model_len": 512}))
+    script = {"max_model_len": 512, "faults": [{"kind": "FailFirst", "n": 2}]}
+    server = VariantServer(
+        variant_args("none", "awq", kind="fake", fake=script), RecordingLoadMetrics
+    )
     app = await server.__serve_build_asgi_app__()
     await server.check_health()
     known = [("x-quantile-internal", TOKEN)]
     card = (await Exchange(app, "GET", "/quantile/card", headers=known)()).json
     assert (card["name"], card["method"], card["context_length"]) == ("a", "awq", 512)
     assert (card["bits"], card["weight_bytes"], card["engine"]) == (4, 0, "fake")
+    assert (
+        card["facts"].items()
+        >= {
+            "checkpoint": "none",
+            "engine": "fake",
+            "max_model_len": "512",
+            "faults": '[{"kind":"FailFirst","n":2,"status":503}]',
+        }.items()
+    )
+    assert "max_num_seqs" not in card["facts"], "no bound is no fact"
     listed = (await Exchange(app, "GET", "/v1/models", headers=known)()).json["data"]
     assert {"m@a", "m"} <= {model["id"] for model in listed}
 
 
 async def test_an_engine_that_says_it_is_ill_has_the_replica_replaced():
     script = {"faults": [{"kind": "RefuseHealth"}]}
-    server = VariantServer(variant_args("none", kind="fake", fake=script))
+    server = VariantServer(variant_args("none", kind="fake", fake=script), RecordingLoadMetrics)
     await server.check_health()  # not started: nothing to be ill
     await server.__serve_build_asgi_app__()
     with pytest.raises(EngineError):
         await server.check_health()
+
+
+async def test_how_busy_the_engine_is_is_published_until_the_replica_ends(monkeypatch):
+    monkeypatch.setattr(variant_server, "LOAD_INTERVAL_S", 0.001)
+    made: list[RecordingLoadMetrics] = []
+
+    def metrics(variant: str) -> RecordingLoadMetrics:
+        made.append(RecordingLoadMetrics(variant))
+        return made[0]
+
+    script = {"max_num_seqs": 4}
+    server = VariantServer(variant_args("none", kind="fake", fake=script), metrics)
+    await server.__serve_build_asgi_app__()
+    await asyncio.sleep(0.02)
+    assert made[0].variant == "a"
+    assert len(made[0].samples) > 1
+    assert set(made[0].samples) == {(0, 0, 0.0)}
+    await server.__del__()
+    await asyncio.sleep(0)
+    n_samples = len(made[0].samples)
+    await asyncio.sleep(0.02)
+    assert len(made[0].samples) == n_samples
 
 
 @pytest.mark.parametrize(
