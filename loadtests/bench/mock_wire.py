@@ -1,4 +1,4 @@
-"""The bytes of the mock's answers: the shape and size (about 260 bytes per token) of vLLM 0.32's."""
+"""The bytes of the mock's answers, in shape and size (260 bytes per token) those of vLLM 0.32."""
 
 import msgspec
 
@@ -68,7 +68,7 @@ def json_response(status: str, body: object) -> bytes:
 
 
 def _event(delta: bytes, finish: bytes = b"null") -> bytes:
-    event = b"data: " + _HEAD + bX
+    event = b"data: " + _HEAD + b'"object":"chat.completion.chunk","model":"reference@variant",'
     event += b'"choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":%s,' % (
         delta,
         finish,

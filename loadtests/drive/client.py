@@ -71,10 +71,13 @@ class HttpTarget:
         common = {"Host": parts.netloc, "Accept-Encoding": "identity", **(headers or {})}
         self._common = "".join(f"{name}: {value}\r\n" for name, value in common.items())
 
-    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+    def request(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """The bytes of a request, so that they can be made before their time comes."""
+        own = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
-            f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._common}"
+            f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._common}{own}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("latin-1") + body
