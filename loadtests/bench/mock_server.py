@@ -28,6 +28,8 @@ EXAMPLE = "example: python -m loadtests.bench.mock_server --port 9000 --ttft-ms 
 class SentStream(msgspec.Struct, frozen=True, kw_only=True):
     """What the server did for one request, in `time.monotonic_ns()` of this machine."""
 
+    user: str
+    """`user` of the request: by it a client finds its own."""
     received_ns: int
     """When the request was whole."""
     token_ns: tuple[int, ...]
@@ -109,9 +111,13 @@ class Engine:
         with_usage = stream.request.stream_options.include_usage
         stream.transport.write(self._wire.closing(len(stream.sent_ns), with_usage))
         if self._log is not None:
-            sent = tuple(stream.sent_ns)
-            self._log.write(SentStream(received_ns=stream.received_ns, token_ns=sent))
-            self._log.flush()
+            self._log.write(
+                SentStream(
+                    user=stream.request.user,
+                    received_ns=stream.received_ns,
+                    token_ns=tuple(stream.sent_ns),
+                )
+            )
 
 
 class _Stream:
@@ -183,13 +189,16 @@ async def serve(port: int, models: tuple[str, ...], times: Times, log: Path | No
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    engine = Engine(times, JsonlWriter(log) if log else None)
+    writer = JsonlWriter(log) if log else None
+    engine = Engine(times, writer)
     server = await loop.create_server(
         lambda: Connection(engine, models), "127.0.0.1", port, backlog=1024
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await stopped.wait()
     server.close()
+    if writer is not None:
+        writer.close()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ class Request(msgspec.Struct):
     """What the mock reads of a request; it counts no prompt tokens."""
 
     model: str = ""
-    stream: bool = False
+    user: str = ""
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream_options: Usage = msgspec.field(default_factory=Usage)
