@@ -1,248 +1,204 @@
-"""Open-loop load inside Locust: one pacer user that follows a plan, one greenlet per arrival.
+"""Open-loop load: one cell on one load process, a greenlet per arrival.
 
 Locust's own users wait for their answer before they send again, so a server that stands still
 is asked less and looks better (coordinated omission). Here arrivals come from the plan alone.
-`python -m loadtests.drive.pacer DIR` runs the campaign of `DIR/run.json`; `loadtests.run` starts it.
+Reading a finished stream takes as long as receiving dozens of tokens, so it waits until neither
+an arrival nor a token is due.
 """
 
 import gc
-import signal
-import sys
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import gevent
-import msgspec
-from gevent.event import Event
 from gevent.pool import Group
-from locust import User, events, task
-from locust.env import Environment
-from locust.exception import StopUser
+from gevent.queue import Queue
 
-from loadtests.campaign import Campaign
-from loadtests.drive.client import HttpTarget, auth_headers
-from loadtests.records.manifest import RunFiles
+from loadtests.drive.alarm import Alarm
+from loadtests.drive.client import Exchange, HttpTarget
+from loadtests.drive.messages import Shard
+from loadtests.drive.outbox import NO_SERVER
 from loadtests.drive.outcome import Arrival
-from loadtests.plan.prompts import chat_body, load_prompts
-from loadtests.records.record import CellRun, ErrorClass, JsonlWriter, Progress, RequestRecord
-from loadtests.plan.cells import Cell, plan_cells
-from serve_app.domain.units import NS_PER_MS, NS_PER_S
+from loadtests.records.record import CellRun, ErrorClass, RequestRecord
 
-LEAD_NS = 20_000_000
-"""Time between the start of a cell's clock and its first arrival, for the first greenlets."""
-DRAIN_GRACE_S = 5.0
-PROGRESS_S = 0.2
-STOPPED_EXIT = 3
 CHAT_PATH = "/v1/chat/completions"
+DRAIN_GRACE_S = 5.0
+READ_BACKLOG = 256
+"""Finished streams beyond which reading no longer waits for an idle moment: memory is finite."""
+NO_SERVER_PAUSE_S = 0.05
+"""A closed-loop user that found no server waits this long: refusals come back at once."""
 
 
 class CellPacer:
-    """Runs cells one after another and hands each record to `on_record` when it is over."""
+    """Sends one shard's requests and hands each record to `on_record` once the request is over.
+
+    Make it before the cell starts: the bytes of every request are made here. `in_flight` may be
+    read at any time.
+    """
 
     def __init__(
-        self,
-        campaign: Campaign,
-        prompts: Sequence[str],
-        target: HttpTarget,
-        on_record: Callable[[Cell, RequestRecord], None],
+        self, shard: Shard, target: HttpTarget, on_record: Callable[[RequestRecord], None]
     ) -> None:
-        self.in_flight = 0
-        self._campaign = campaign
-        self._prompts = prompts
+        self._shard = shard
         self._target = target
         self._on_record = on_record
+        self._requests = tuple(self._request(nth) for nth in range(len(shard.bodies)))
+        self._open: dict[int, tuple[Arrival, int | None]] = {}
+        self._finished: Queue = Queue()
         self._group = Group()
+        self._error: BaseException | None = None
+        self._start_ns = 0
+        self._n_records = 0
         self._peak = 0
         self._area_ns = 0
         self._changed_ns = 0
-
-    def run(self, cell: Cell) -> CellRun:
-        """Send the cell's requests at their times and wait until all are over."""
-        requests = [self._request(cell, i) for i in range(len(cell.requests))]
         gc.collect()
-        gc.freeze()  # a collection during the cell would stop every stream at once
-        start_ns = time.monotonic_ns() + LEAD_NS
-        cpu_start_s = time.process_time()
-        self._peak, self._area_ns, self._changed_ns = 0, 0, start_ns
-        for index, planned in enumerate(cell.requests):
-            due_ns = start_ns + planned.offset_ns
-            _sleep_until(due_ns)
-            arrival = Arrival(cell.index, index, cell.variant, due_ns, planned)
-            if self.in_flight >= self._campaign.in_flight_cap:
-                refused = ErrorClass.REFUSED_BY_CLIENT
-                self._on_record(cell, arrival.unanswered(refused, None, time.monotonic_ns()))
+        gc.freeze()  # a collection of all that was planned would stop every stream at once
+
+    @property
+    def in_flight(self) -> int:
+        """Open requests now."""
+        return len(self._open)
+
+    def run(self, start_ns: int, clock_error_ns: int = 0) -> CellRun:
+        """Play the cell from `start_ns` of the monotonic clock on, until every request is over.
+
+        When the greenlet that runs it is killed, what is in flight is recorded as unfinished.
+        Raises what went wrong in our own code.
+        """
+        cell = self._shard.cell
+        self._start_ns = self._changed_ns = start_ns
+        alarm = Alarm()
+        reader = gevent.spawn(self._read_finished)
+        reader.link_exception(self._failed)
+        try:
+            alarm.sleep_until(start_ns)
+            cpu_start_s = time.process_time()
+            if cell.concurrency is None:
+                self._arrive(alarm)
             else:
-                self._group.spawn(self._send, cell, arrival, requests[index])
-                self._count(+1)
-        _sleep_until(start_ns + cell.end_ns)
-        self._group.join(self._campaign.timeout_s + DRAIN_GRACE_S)
-        self.abandon()
+                self._ask_again(cell.concurrency)
+            alarm.sleep_until(start_ns + cell.end_ns)
+            self._group.join(self._shard.timeout_s + DRAIN_GRACE_S)
+        finally:
+            self._abandon()
+            self._finished.put(StopIteration)
+            reader.join()
+            gc.unfreeze()
+            alarm.close()
+        if self._error is not None:
+            raise self._error
         return CellRun(
             cell=cell.index,
-            t_start_ns=start_ns,
-            t_end_ns=time.monotonic_ns(),
+            worker=self._shard.worker,
+            n_records=self._n_records,
+            t_end_ns=self._since_start(),
             cpu_s=time.process_time() - cpu_start_s,
             in_flight_ns=self._area_ns,
             peak_in_flight=self._peak,
+            clock_error_ns=clock_error_ns,
         )
 
-    def abandon(self) -> None:
-        """Give up what is still in flight; each such request is recorded as unfinished."""
+    def _arrive(self, alarm: Alarm) -> None:
+        """Open loop: send each request at its time, whatever became of the others."""
+        cell, cap = self._shard.cell, self._shard.in_flight_cap
+        for nth, planned in enumerate(cell.requests):
+            alarm.sleep_until(self._start_ns + planned.offset_ns)
+            arrival = self._arrival(self._shard.index(nth), nth, planned.offset_ns)
+            if len(self._open) >= cap:
+                now_ns = self._since_start()
+                self._keep(arrival.unanswered(ErrorClass.REFUSED_BY_CLIENT, None, now_ns))
+            else:
+                self._admit(arrival)
+                sender = self._group.spawn(self._send, arrival, self._requests[nth])
+                sender.link_exception(self._failed)
+
+    def _ask_again(self, concurrency: int) -> None:
+        """Closed loop: so many users, each of whom asks again once it has its answer."""
+        turns = itertools.count()
+        for _ in range(concurrency):
+            self._group.spawn(self._user, turns).link_exception(self._failed)
+
+    def _user(self, turns: Iterator[int]) -> None:
+        cell = self._shard.cell
+        while (now_ns := self._since_start()) < cell.end_ns:
+            turn = next(turns)
+            nth = turn % len(self._requests)
+            arrival = self._arrival(self._shard.index(turn), nth, now_ns)
+            self._admit(arrival)
+            exchange = self._send(arrival, self._requests[nth])
+            if exchange.error in NO_SERVER:
+                gevent.sleep(NO_SERVER_PAUSE_S)
+
+    def _arrival(self, index: int, nth: int, t_sched_ns: int) -> Arrival:
+        cell = self._shard.cell
+        planned = cell.requests[nth]
+        return Arrival(
+            cell=cell.index,
+            index=index,
+            worker=self._shard.worker,
+            variant=cell.variant,
+            phase=planned.phase if cell.concurrency is None else cell.phase_at(t_sched_ns),
+            t_sched_ns=t_sched_ns,
+            max_tokens=planned.max_tokens,
+            kind=planned.kind,
+            session=planned.session,
+            planned_input_tokens=planned.input_tokens,
+        )
+
+    def _send(self, arrival: Arrival, request: bytes) -> Exchange:
+        self._open[arrival.index] = arrival, self._since_start()
+        exchange = self._target.exchange(request, self._shard.timeout_s)
+        self._count()
+        del self._open[arrival.index]
+        if self._shard.cell.concurrency is not None:  # the plan of a user is to send now
+            arrival = replace(arrival, t_sched_ns=exchange.t_send_ns - self._start_ns)
+        self._finished.put((arrival, exchange))
+        return exchange
+
+    def _read_finished(self) -> None:
+        for arrival, exchange in self._finished:
+            if self._finished.qsize() < READ_BACKLOG:
+                gevent.idle()
+            else:
+                gevent.sleep(0)
+            self._keep(arrival.record(exchange, self._start_ns))
+
+    def _keep(self, record: RequestRecord) -> None:
+        self._n_records += 1
+        self._on_record(record)
+
+    def _abandon(self) -> None:
+        """Give up what is in flight; a greenlet that never came to run is recorded too."""
         self._group.kill()
+        self._count()
+        now_ns = self._since_start()
+        while self._open:
+            _, (arrival, t_send_ns) = self._open.popitem()
+            self._keep(arrival.unanswered(ErrorClass.UNFINISHED, t_send_ns, now_ns))
 
-    def _request(self, cell: Cell, index: int) -> bytes:
-        planned = cell.requests[index]
-        model = f"{self._campaign.target.model}@{cell.variant}"
-        prompt = self._prompts[planned.prompt]
-        body = chat_body(self._campaign.workload, model, prompt, planned.max_tokens)
-        return self._target.request("POST", CHAT_PATH, body)
+    def _admit(self, arrival: Arrival) -> None:
+        self._count()
+        self._open[arrival.index] = arrival, None
+        self._peak = max(self._peak, len(self._open))
 
-    def _send(self, cell: Cell, arrival: Arrival, request: bytes) -> None:
-        t_send_ns = time.monotonic_ns()
-        try:
-            exchange = self._target.exchange(request, self._campaign.timeout_s)
-        except gevent.GreenletExit:
-            now_ns = time.monotonic_ns()
-            record = arrival.unanswered(ErrorClass.UNFINISHED, t_send_ns, now_ns)
-        else:
-            record = arrival.record(exchange)
-        self._count(-1)
-        self._on_record(cell, record)
-
-    def _count(self, change: int) -> None:
+    def _count(self) -> None:
+        """Add the time since the last change to the integral; call it before each change."""
         now_ns = time.monotonic_ns()
-        self._area_ns += self.in_flight * (now_ns - self._changed_ns)
+        self._area_ns += len(self._open) * (now_ns - self._changed_ns)
         self._changed_ns = now_ns
-        self.in_flight += change
-        self._peak = max(self._peak, self.in_flight)
 
+    def _since_start(self) -> int:
+        return time.monotonic_ns() - self._start_ns
 
-class CampaignLoad:
-    """One run of a campaign: reads the manifest, writes records, cells and progress."""
+    def _failed(self, greenlet: gevent.Greenlet) -> None:
+        self._error = greenlet.exception
 
-    def __init__(self, files: RunFiles, environment: Environment) -> None:
-        manifest = files.read_manifest()
-        self.campaign = manifest.parsed()
-        prompts = load_prompts(self.campaign.workload.prompts)
-        self.cells = plan_cells(self.campaign, len(prompts))
-        self.finished = Event()
-        self.is_stopped = False
-        self.error: BaseException | None = None
-        self._environment = environment
-        self._records = JsonlWriter(files.records)
-        self._runs = JsonlWriter(files.cells)
-        self._over = 0
-        self._failed = 0
-        self._cell = 0
-        where = self.campaign.target
-        target = HttpTarget(where.base_url, auth_headers(where.api_key_env))
-        self._pacer = CellPacer(self.campaign, prompts, target, self._take)
-
-    def run(self) -> None:
-        """Run every cell; sets `finished` at the end, however that comes."""
-        try:
-            for cell in self.cells:
-                self._cell = cell.index
-                self._runs.write(self._pacer.run(cell))
-                self._runs.flush()
-        except gevent.GreenletExit:
-            self.is_stopped = True
-        except Exception as error:
-            self.error = error
-        finally:
-            self._pacer.abandon()
-            self._records.close()
-            self._runs.close()
-            self.finished.set()
-
-    def report_progress(self) -> None:
-        """Write a line of progress to stdout and flush the records, until killed."""
-        while True:
-            self._records.flush()
-            sys.stdout.write(msgspec.json.encode(self.progress()).decode() + "\n")
-            sys.stdout.flush()
-            gevent.sleep(PROGRESS_S)
-
-    def progress(self) -> Progress:
-        """Where the run is now."""
-        return Progress(
-            cell=self._cell,
-            over=self._over,
-            failed=self._failed,
-            in_flight=self._pacer.in_flight,
-        )
-
-    def _take(self, cell: Cell, record: RequestRecord) -> None:
-        self._records.write(record)
-        self._over += 1
-        self._failed += record.error is not None
-        end_ns = record.t_last_ns or record.t_end_ns or record.t_sched_ns
-        fire_request(
-            self._environment,
-            f"{cell.stage} {cell.variant}",
-            (end_ns - record.t_sched_ns) / NS_PER_MS,
-            record.output_tokens,
-            record.error,
-        )
-
-
-def fire_request(
-    environment: Environment,
-    name: str,
-    response_time_ms: float,
-    n_tokens: int | None,
-    error: ErrorClass | None,
-) -> None:
-    """Tell Locust of one request, once: its statistics and UI show it, our report does not."""
-    environment.events.request.fire(
-        request_type="POST",
-        name=name,
-        response_time=response_time_ms,
-        response_length=n_tokens or 0,
-        exception=None if error is None else RuntimeError(str(error)),
-        context={},
-    )
-
-
-class PacerUser(User):  # type: ignore[misc]
-    """The one Locust user of a campaign: it is the plan's clock, not a person."""
-
-    load: CampaignLoad
-
-    def __init__(self, environment: Environment, **kwargs: Any) -> None:
-        super().__init__(environment, **kwargs)
-
-    @task  # type: ignore[untyped-decorator]
-    def follow_plan(self) -> None:
-        """Run the campaign once, then leave."""
-        self.load.run()
-        raise StopUser
-
-
-def _sleep_until(due_ns: int) -> None:
-    wait_ns = due_ns - time.monotonic_ns()
-    if wait_ns > 0:
-        gevent.sleep(wait_ns / NS_PER_S)
-
-
-def main(folder: Path) -> int:
-    """Run the campaign of `folder`; 0 when it is complete, 3 when it was stopped by SIGTERM."""
-    environment = Environment(user_classes=[PacerUser], events=events)
-    load = CampaignLoad(RunFiles(folder), environment)
-    PacerUser.load = load
-    runner = environment.create_local_runner()
-    gevent.signal_handler(signal.SIGTERM, runner.stop)
-    progress = gevent.spawn(load.report_progress)
-    runner.start(1, spawn_rate=1)
-    load.finished.wait()
-    progress.kill()
-    runner.quit()
-    if load.error is not None:
-        raise load.error
-    return STOPPED_EXIT if load.is_stopped else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    def _request(self, nth: int) -> bytes:
+        request = self._target.request("POST", CHAT_PATH, self._shard.bodies[nth])
+        session = self._shard.cell.requests[nth].session
+        if session is None:
+            return request
+        return request.replace(b"\r\n\r\n", f"\r\nx-session-id: {session}\r\n\r\n".encode(), 1)

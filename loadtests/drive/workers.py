@@ -1,0 +1,41 @@
+"""Worker processes on this machine, which end when the one that started them does."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+from loadtests.drive.lifeline import never_outlive
+
+LEAVE_S = 5.0
+
+
+class LocalWorkers:
+    """`n` processes that serve the master at `address` (HOST:PORT)."""
+
+    def __init__(self, n: int, address: str) -> None:
+        command = [sys.executable, "-m", "loadtests.drive.worker", "--master", address]
+        self._processes = [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),  # our stdout carries progress
+                start_new_session=True,  # Ctrl-C is for us, who tell them to stop
+                preexec_fn=partial(never_outlive, os.getpid()),
+            )
+            for _ in range(n)
+        ]
+
+    def ended(self) -> dict[int, int]:
+        """Exit status by process id of those that are over."""
+        polled = {process.pid: process.poll() for process in self._processes}
+        return {pid: status for pid, status in polled.items() if status is not None}
+
+    def leave(self) -> None:
+        """Wait until they are gone, and end those that stay."""
+        for process in self._processes:
+            try:
+                process.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
