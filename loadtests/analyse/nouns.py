@@ -48,6 +48,8 @@ class Share(msgspec.Struct, frozen=True):
     n: int
     low: float
     high: float
+    n_eff: int | None = None
+    """Independent requests that say as much as these `n`."""
 
 
 class VariantSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,8 @@ class VariantSummary(msgspec.Struct, frozen=True, kw_only=True):
     """By name: the keys of `loadtests.analyse.metrics.LATENCIES`, and `itl_ms`, `icl_ms`."""
     is_valid: bool
     invalid_reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What to know of the row that does not make it invalid."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +117,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     noise_floor: float | None = None
     """Typical ratio (>= 1) between two runs of the same variant in one block; needs repeats."""
+    values: tuple[float | None, float | None] = (None, None)
+    """Of the baseline and of the variant: geometric means over the blocks."""
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +128,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     n_cells: int
     attainment: Share
     verdict: Verdict
+    """invalid: only what the client did made it miss the SLO."""
 
 
 class Saturation(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,3 +144,8 @@ class Saturation(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     """pass: bracketed to the asked precision; fail: the lowest rate fails; else inconclusive."""
     reason: str
+    confirmed_pass_per_s: float | None = None
+    """The highest rate whose interval lies above the target; the brackets go by point estimates
+    where `max_repeats` cells did not decide."""
+    confirmed_fail_per_s: float | None = None
+    """The lowest rate above it whose interval lies below the target."""

@@ -8,14 +8,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SAMPLES = {0.50: 1, 0.95: 20, 0.99: 100, 0.999: 1000}
+from loadtests.analyse.bootstrap import block_length, percentile_intervals
+from loadtests.analyse.distributions import CONFIDENCE
+
+PERCENTILES = (0.50, 0.90, 0.95, 0.99, 0.999)
+MIN_SAMPLES = {0.50: 1, 0.90: 10, 0.95: 20, 0.99: 100, 0.999: 1000}
 """Samples below which a percentile would be no more than the largest one: n >= 1 / (1 - p)."""
 
-CONFIDENCE = 0.95
+BOOTSTRAP_MIN_TAIL = 5
+"""Samples that have to lie above a percentile for its bootstrap interval: with fewer, the upper
+end would be the largest sample, which is no bound."""
+MUCH = 3.0
+"""The two intervals of a percentile disagree when one is this many times as wide, or more."""
+
+Cells = Sequence[Sequence[float]]
+"""Samples by cell, in the order in which they were taken."""
 
 
 class Quantile(msgspec.Struct, frozen=True):
-    """One percentile of `n` samples with its 95 % interval, in the samples' unit.
+    """One percentile of `n` samples with its 95 % intervals, in the samples' unit.
 
     `value` None comes with a `reason`. It is infinite where failures reach the percentile (JSON
     null; the reason says so). A bound is None where the sample is too small for one.
@@ -25,13 +36,19 @@ class Quantile(msgspec.Struct, frozen=True):
     value: float | None
     n: int
     low: float | None = None
+    """By order statistics, on the effective sample size."""
     high: float | None = None
     reason: str | None = None
+    bootstrap_low: float | None = None
+    """By circular block bootstrap; None where it was not computed."""
+    bootstrap_high: float | None = None
+    note: str | None = None
+    """What to know of the intervals: that the two disagree, or why there is none."""
 
 
-def nearest_rank(ordered: Sequence[float], p: float) -> float:
+def nearest_rank(ordered: Sequence[float] | NDArray[np.float64], p: float) -> float:
     """The `ceil(p n)`-th smallest sample (numpy's `inverted_cdf`). `ordered` is not empty."""
-    return ordered[rank(len(ordered), p) - 1]
+    return float(ordered[rank(len(ordered), p) - 1])
 
 
 def rank(n: int, p: float) -> int:
@@ -39,46 +56,103 @@ def rank(n: int, p: float) -> int:
     return max(1, math.ceil(round(p * n, 9)))
 
 
-def quantile(samples: Sequence[float], p: float, n_failures: int = 0) -> Quantile:
-    """Percentile `p` of `samples` in the order in which they were taken.
+def too_few(n: int, p: float) -> str | None:
+    """Why `n` samples have no percentile `p`; None if they have."""
+    need = MIN_SAMPLES.get(p, math.ceil(round(1 / (1 - p), 9)))
+    return f"need n >= {need}, have {n}" if n < need else None
 
-    Each of `n_failures` counts as one sample of infinite value (AIPerf's `adj_*`), so P99 is
-    infinite from 1 % failures on. The interval is that of `interval_ranks`, on the number of
-    independent samples that `effective_size` estimates.
+
+def quantile(samples: Sequence[float], p: float) -> Quantile:
+    """Percentile `p` of one cell's samples; see `quantiles`."""
+    return quantiles([samples], (p,))[0]
+
+
+def quantiles(
+    cells: Cells, percentiles: Sequence[float] = PERCENTILES, *, bootstrap: bool = False
+) -> tuple[Quantile, ...]:
+    """Percentiles of the samples of all cells together.
+
+    A failure is a sample of infinite value (AIPerf's `adj_*`), so P99 is infinite from 1 %
+    failures on. The interval is that of `interval_ranks`, on the number of independent samples
+    that `effective_size` estimates; `bootstrap` adds that of the block bootstrap.
     """
-    n = len(samples) + n_failures
-    need = MIN_SAMPLES.get(p, math.ceil(1 / (1 - p)))
-    if n < need:
-        return Quantile(p=p, value=None, n=n, reason=f"need n >= {need}, have {n}")
-    ordered = sorted(samples) + [math.inf] * n_failures
-    n_eff = round(n * effective_size(samples) / len(samples)) if samples else 1
-    lowest, highest = interval_ranks(n_eff, p)
-    value = nearest_rank(ordered, p)
-    share = n_failures / n
-    return Quantile(
-        p=p,
-        value=value,
-        n=n,
-        low=None if lowest is None else min(value, nearest_rank(ordered, lowest / (n_eff + 1))),
-        high=None if highest is None else max(value, nearest_rank(ordered, highest / (n_eff + 1))),
-        reason=f"infinite: {share:.1%} of the requests failed" if math.isinf(value) else None,
+    samples = np.array([value for cell in cells for value in cell], dtype=np.float64)
+    n = len(samples)
+    ordered = np.sort(samples)
+    n_eff = effective_size(cells)
+    plain = [_quantile(ordered, p, n_eff) for p in percentiles]
+    wanted = [q for q in plain if bootstrap and q.value is not None and _tail(q) is not None]
+    if not wanted:
+        return tuple(plain)
+    intervals = percentile_intervals(
+        samples, [rank(n, q.p) for q in wanted], block_length(n, autocorrelation(cells))
     )
+    by_p = {q.p: ends for q, ends in zip(wanted, intervals, strict=True)}
+    return tuple(_with_bootstrap(q, *by_p[q.p]) if q.p in by_p else q for q in plain)
 
 
-def effective_size(samples: Sequence[float]) -> int:
+def _tail(q: Quantile) -> float | None:
+    """Samples expected above the percentile; None if too few for the bootstrap."""
+    above = round(q.n * (1 - q.p), 9)
+    return above if above >= BOOTSTRAP_MIN_TAIL else None
+
+
+def _quantile(ordered: NDArray[np.float64], p: float, n_eff: int) -> Quantile:
+    n = len(ordered)
+    reason = too_few(n, p)
+    if reason is not None:
+        return Quantile(p=p, value=None, n=n, reason=reason)
+    value = nearest_rank(ordered, p)
+    lowest, highest = interval_ranks(n_eff, p)
+    low = None if lowest is None else min(value, nearest_rank(ordered, lowest / (n_eff + 1)))
+    high = None if highest is None else max(value, nearest_rank(ordered, highest / (n_eff + 1)))
+    if math.isinf(value):
+        share = float(np.isinf(ordered).mean())
+        reason = f"infinite: {share:.1%} of the requests failed"
+    return Quantile(p=p, value=value, n=n, low=low, high=high, reason=reason)
+
+
+def _with_bootstrap(q: Quantile, low: float, high: float) -> Quantile:
+    """`q` with its bootstrap interval, and a note where the two disagree much."""
+    note = None
+    if q.low is not None and q.high is not None and math.isfinite(q.high) and math.isfinite(high):
+        wide, narrow = sorted((q.high - q.low, high - low), reverse=True)
+        if wide > MUCH * narrow or q.low > high or low > q.high:
+            note = "the intervals of order statistics and of the bootstrap disagree"
+    return msgspec.structs.replace(q, bootstrap_low=low, bootstrap_high=high, note=note)
+
+
+def autocorrelation(cells: Cells) -> float:
+    """Lag-1 autocorrelation of the samples, never below 0.
+
+    The last sample of a cell and the first of the next are no neighbours, so their pair is left
+    out; the mean is that of all cells, so that a difference between cells counts as dependence
+    within them. An infinite sample counts as twice the largest finite one: failures that come in
+    a row are dependent too.
+    """
+    series = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell)]
+    n_pairs = sum(len(cell) - 1 for cell in series)
+    if n_pairs < 2:
+        return 0.0
+    values = np.concatenate(series)
+    finite = values[np.isfinite(values)]
+    top = 2 * float(np.abs(finite).max()) if len(finite) else 1.0
+    mean = float(np.minimum(values, top).mean())
+    centred = [np.minimum(cell, top) - mean for cell in series]
+    variance = sum(float(cell @ cell) for cell in centred) / len(values)
+    if variance <= 1e-24 * max(1.0, mean * mean):  # all the same, but for rounding
+        return 0.0
+    covariance = sum(float(cell[1:] @ cell[:-1]) for cell in centred) / n_pairs
+    return min(1.0, max(0.0, covariance / variance))
+
+
+def effective_size(cells: Cells) -> int:
     """Independent samples that carry as much as these: `n (1 - r) / (1 + r)`, `r` the lag-1
     autocorrelation, never above n and never below 1 (0 for no samples).
     """
-    n = len(samples)
-    if n < 3:
-        return n
-    values = np.asarray(samples, dtype=np.float64)
-    centred = values - values.mean()
-    variance = float(centred @ centred)
-    if variance == 0.0:
-        return n
-    r = max(0.0, float(centred[1:] @ centred[:-1]) / variance)
-    return max(1, min(n, math.floor(n * (1 - r) / (1 + r))))
+    n = sum(len(cell) for cell in cells)
+    r = autocorrelation(cells)
+    return max(min(n, 1), math.floor(n * (1 - r) / (1 + r)))
 
 
 @lru_cache(maxsize=4096)

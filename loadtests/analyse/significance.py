@@ -1,0 +1,93 @@
+"""Tests on logarithms of ratios: intervals of Student's t, sign flips, and Holm's correction."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from loadtests.analyse.distributions import CONFIDENCE, t_quantile, t_two_sided
+
+ALPHA = 1 - CONFIDENCE
+MAX_EXACT = 16
+"""Blocks up to which all sign patterns are tried; beyond, `SAMPLED` seeded ones."""
+SAMPLED = 20_000
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """A ratio with its 95 % interval and two-sided p-value; None where there are too few blocks."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of one or more values."""
+    return math.fsum(values) / len(values)
+
+
+def paired_ratio(logs: Sequence[float]) -> Ratio:
+    """Geometric mean of ratios from their logarithms, one per block: Student's t, n - 1 degrees."""
+    if len(logs) < 2:
+        return Ratio(math.exp(mean(logs)))
+    return _by_t(mean(logs), math.sqrt(_variance(logs) / len(logs)), len(logs) - 1)
+
+
+def welch_ratio(of: Sequence[float], to: Sequence[float]) -> Ratio:
+    """Ratio of two geometric means of blocks that are not paired, from logarithms (Welch's t)."""
+    centre = mean(of) - mean(to)
+    if min(len(of), len(to)) < 2:
+        return Ratio(math.exp(centre))
+    parts = [(_variance(logs) / len(logs), len(logs) - 1) for logs in (of, to)]
+    total = sum(part for part, _ in parts)
+    if total == 0:
+        return _by_t(centre, 0.0, 1)
+    df = total**2 / sum(part**2 / free for part, free in parts)
+    return _by_t(centre, math.sqrt(total), df)
+
+
+def _by_t(centre: float, error: float, df: float) -> Ratio:
+    half = t_quantile(1 - ALPHA / 2, df) * error
+    is_level = abs(centre) < 1e-12
+    t = 0.0 if is_level else centre / error if error > 0 else math.inf
+    return Ratio(
+        math.exp(centre), math.exp(centre - half), math.exp(centre + half), t_two_sided(t, df)
+    )
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Sample variance; 0 where the values differ by no more than rounding."""
+    centre = mean(values)
+    total = math.fsum((value - centre) ** 2 for value in values)
+    return 0.0 if total < 1e-24 else total / (len(values) - 1)
+
+
+def sign_flip_p(logs: Sequence[float]) -> float:
+    """Two-sided p-value that the logarithms lie evenly about 0, whatever their distribution.
+
+    The share of all `2^n` patterns of signs whose mean is as far from 0 as the one seen. With 5
+    blocks the least possible value is 2/32: look at it beside the t test, not in its place.
+    """
+    n = len(logs)
+    values = np.asarray(logs, dtype=np.float64)
+    seen = abs(float(values.sum())) - 1e-12
+    if n <= MAX_EXACT:
+        bits = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
+        return float((np.abs((1 - 2 * bits) @ values) >= seen).mean())
+    rng = np.random.default_rng(n)
+    flips = rng.integers(0, 2, size=(SAMPLED, n))
+    extreme = int((np.abs((1 - 2 * flips) @ values) >= seen).sum())
+    return (extreme + 1) / (SAMPLED + 1)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p-values, in the order given; None stays None and counts for nothing."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for done, (p, i) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - done)))
+        adjusted[i] = least
+    return adjusted
