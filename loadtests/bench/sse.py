@@ -38,15 +38,17 @@ class SseRound:
 
 def run_round(n_streams: int, duration_s: float, n_tokens: int) -> SseRound:
     """Stream from a mock of its own. Raises InvalidRunError if a request failed."""
-    with tempfile.TemporaryDirectory() as name:
-        with mock_engine(Path(name), ttft_ms=50, itl_ms=10) as mock:
-            words = [mock.base_url, str(n_streams), str(duration_s), str(n_tokens)]
-            command = [sys.executable, "-m", "gevent.monkey", "--module"]
-            command += ["loadtests.bench.sse_client", *words]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-            if done.returncode:
-                raise InvalidRunError(f"the client ended with status {done.returncode}: see above")
-            sent = mock.close()
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock_engine(Path(name), ttft_ms=50, itl_ms=10) as mock,
+    ):
+        words = [mock.base_url, str(n_streams), str(duration_s), str(n_tokens)]
+        command = [sys.executable, "-m", "gevent.monkey", "--module"]
+        command += ["loadtests.bench.sse_client", *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise InvalidRunError(f"the client ended with status {done.returncode}: see above")
+        sent = mock.close()
     measured = msgspec.json.decode(done.stdout, type=Measured)
     return _judge(measured, sent)
 
@@ -72,7 +74,8 @@ def gaps_us(record: RequestRecord) -> list[int]:
 
 def ttft_error_ms(record: RequestRecord, sent: SentStream) -> float:
     """|TTFT - truth| in milliseconds. The truth starts when the server had the request."""
-    assert record.t_first_ns is not None and record.t_send_ns is not None
+    assert record.t_first_ns is not None
+    assert record.t_send_ns is not None
     truth_ns = sent.token_ns[0] - sent.received_ns
     return abs(record.t_first_ns - record.t_send_ns - truth_ns) / NS_PER_MS
 
