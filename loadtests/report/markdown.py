@@ -1,112 +1,85 @@
-"""`report.md`: every number with its formula, its interval and its sample."""
+"""`report.md`: what a pull request needs first; every number and its formula after it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
-from loadtests.analyse import summary as definitions
-from loadtests.campaign import Campaign
-from loadtests.records.manifest import Manifest
-from loadtests.report.rows import HEADERS, cells_of, number, with_interval
-from loadtests.analyse.summary import METRICS, PERCENTILES, VariantSummary
+from loadtests.analyse.metrics import FORMULAS
+from loadtests.report.findings import (
+    headlines,
+    slo_reasons,
+    status_line,
+    trust_reasons,
+    verdict_line,
+)
+from loadtests.report.result import CampaignResult
+from loadtests.report.stages import stage_rows
+from loadtests.report.tables import (
+    Table,
+    client_table,
+    comparison_table,
+    latency_table,
+    overview_table,
+    probe_table,
+    saturation_table,
+    summary_table,
+)
 
-_STATISTICS = """\
-Percentiles are exact: the ceil(p n)-th smallest of the raw samples, never interpolated, never
-averaged over cells. `-` means that the sample does not support the percentile (P95 needs 20,
-P99 100, P99.9 1000 requests). Intervals are 95 % order-statistic intervals on
-n (1 - r) / (1 + r) effective samples, r the lag-1 autocorrelation; `…` is a bound that the
-sample does not have. A failure-aware percentile counts each failed request as infinite.
-A row is invalid when the client shaped it: it lagged behind its plan, did not send what was
-planned, used too much of its core, or its records contradict its own count (Little's law).
-"""
 
-
-def render_markdown(
-    manifest: Manifest,
-    campaign: Campaign,
-    summaries: Sequence[VariantSummary],
-    status: str,
-    pictures: Sequence[Path],
-) -> str:
+def render_markdown(result: CampaignResult, pictures: Sequence[Path]) -> str:
     """The report as Markdown; pictures are linked by file name."""
-    parts = [f"# Load campaign: {campaign.target.model}", f"**{status}.**"]
-    parts.append(f"Started {manifest.started_at} on {_host(manifest)}.")
-    for stage in campaign.stages:
-        rows = [each for each in summaries if each.stage == stage.name]
-        if not rows:
-            continue
-        parts.append(f"## {stage.name}: {stage.kind} {stage.rate_per_s:g} requests/s")
-        parts.append(_overview(manifest, rows))
-        parts.append("### Latencies, ms, with 95 % intervals")
-        parts.append(_latencies(rows))
-        parts.append("### The client")
-        parts.append(_client(rows))
-    parts += [f"![{each.stem}]({each.name})" for each in pictures]
-    parts += ["## Definitions", _definitions(), _STATISTICS, "## Campaign"]
-    text = yaml.safe_dump(campaign.model_dump(mode="json"), sort_keys=False)
-    parts.append(f"```yaml\n{text}```")
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
-
-
-def _overview(manifest: Manifest, rows: Sequence[VariantSummary]) -> str:
-    header = ("variant", *manifest.columns, *HEADERS, "goodput/s", "failed")
-    body = []
-    for row in rows:
-        extra = [cells.get(row.variant, "-") for cells in manifest.columns.values()]
-        failed = ", ".join(f"{name} {n}" for name, n in row.errors.items()) or "0"
-        body.append((row.variant, *extra, *cells_of(row), number(row.goodput_per_s), failed))
-    return _table(header, body)
-
-
-def _latencies(rows: Sequence[VariantSummary]) -> str:
-    header = ("variant", "metric", "n", *(f"P{p * 100:g}" for p in PERCENTILES))
-    body = []
-    for row in rows:
-        for name in METRICS:
-            latency = row.latencies[name]
-            n = latency.quantiles[0].n
-            cells = (with_interval(q) for q in latency.quantiles)
-            body.append((row.variant, name, str(n), *cells))
-            if latency.with_failures is not None and row.n_ok < row.n_planned:
-                aware = (with_interval(q) for q in latency.with_failures)
-                body.append((row.variant, f"{name}, failures infinite", str(row.n_planned), *aware))
-    return _table(header, body)
-
-
-def _client(rows: Sequence[VariantSummary]) -> str:
-    header = ("variant", "offered/s", "sent/s", "CPU", "Little gap", "most in flight", "verdict")
-    body = [
-        (
-            row.variant,
-            f"{row.offered_per_s:.2f}",
-            f"{row.achieved_per_s:.2f}",
-            "-" if row.client_cpu_share is None else f"{row.client_cpu_share:.0%}",
-            "-" if row.little_gap is None else f"{row.little_gap:.2%}",
-            str(row.peak_in_flight),
-            "valid" if row.is_valid else "INVALID: " + "; ".join(row.invalid_reasons),
-        )
-        for row in rows
+    parts = [
+        f"# Load campaign: {_text(result.campaign.target.model)}",
+        f"**{_text(verdict_line(result))}.** {_text(status_line(result))}.",
+        _items(headlines(result)),
+        _items((*trust_reasons(result), *slo_reasons(result))),
     ]
-    return _table(header, body)
+    overview = overview_table(result.comparisons)
+    groups = stage_rows(result)
+    tables = [overview] if overview else []
+    tables += [saturation_table(result)] if result.saturation else []
+    tables += [summary_table(result, group) for group in groups]
+    parts += [_titled(table) for table in tables]
+    parts += [f"![{path.stem}]({path.name})" for path in pictures]
+    details = [latency_table(group) for group in groups]
+    details += [comparison_table(result.comparisons)] if result.comparisons else []
+    details += [probe_table(result)] if result.saturation else []
+    details += [client_table(group, result.campaign.validity) for group in groups]
+    parts += ["## Every number", *(_titled(table) for table in details)]
+    parts += ["## Formulas", _items(f"`{k}`: {v}" for k, v in FORMULAS.items())]
+    parts += ["## Campaign", f"Started {result.manifest.started_at} on {_host(result)}."]
+    text = yaml.safe_dump(result.campaign.model_dump(mode="json"), sort_keys=False)
+    parts.append(f"````yaml\n{text}````")
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
-def _table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
+def _titled(table: Table) -> str:
+    lines = [f"### {_text(table.caption)}", ""]
+    lines.append("| " + " | ".join(map(_cell, table.header)) + " |")
+    sides = ["---" if i < table.n_names else "---:" for i in range(len(table.header))]
+    lines.append("|" + "|".join(sides) + "|")
+    lines += ["| " + " | ".join(_cell(cell.text) for cell in row) + " |" for row in table.rows]
     return "\n".join(lines)
 
 
-def _definitions() -> str:
-    """The formulas, from the docstring of the module that computes them."""
-    text = definitions.__doc__ or ""
-    formulas = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-    return "```\n" + "\n".join(formulas) + "\n```"
+def _items(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {_text(text)}" for text in texts)
 
 
-def _host(manifest: Manifest) -> str:
-    host = manifest.host
+def _cell(text: str) -> str:
+    return _text(text).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Names and error details come from the target: no markup, no line breaks."""
+    flat = " ".join(text.split())
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _host(result: CampaignResult) -> str:
+    host = result.manifest.host
     return (
         f"{host.get('machine')} with {host.get('cpus')} CPUs, Python {host.get('python')}, "
-        f"Locust {host.get('locust')}"
+        f"Locust {host.get('locust')}, quantile {host.get('quantile')}"
     )

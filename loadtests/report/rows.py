@@ -1,9 +1,9 @@
-"""One summary as the cells of a table: how a number, or its absence, is written."""
+"""How every view writes a number, its interval, or its absence; and one summary as table cells."""
 
 import math
 
+from loadtests.analyse.nouns import Comparison, LatencySummary, Saturation, Share, VariantSummary
 from loadtests.analyse.stats import Quantile
-from loadtests.analyse.summary import LatencySummary, VariantSummary
 
 HEADERS = (
     "ok",
@@ -18,6 +18,23 @@ HEADERS = (
     "in SLO",
 )
 
+LABELS = {
+    "ttft_user_ms": "TTFT",
+    "ttft_service_ms": "TTFT, service",
+    "e2e_user_ms": "E2E",
+    "e2e_service_ms": "E2E, service",
+    "tpot_ms": "TPOT",
+    "ntpot_ms": "NTPOT",
+    "itl_ms": "ITL",
+    "icl_ms": "ICL",
+    "stall_ms": "stall",
+    "lag_ms": "lag",
+    "output_tokens_per_s": "tok/s",
+    "goodput_per_s": "goodput",
+    "attainment": "in SLO",
+}
+"""Short names of metrics; one that is not here goes by its own name."""
+
 
 def cells_of(row: VariantSummary) -> tuple[str, ...]:
     """The cells under `HEADERS`. User latencies are failure-aware, TPOT is of successes."""
@@ -28,7 +45,7 @@ def cells_of(row: VariantSummary) -> tuple[str, ...]:
         *e2e,
         number(row.latencies["tpot_ms"].at(0.50).value),
         number(row.output_tokens_per_s),
-        "-" if row.attainment is None else f"{100 * row.attainment:.3g}%",
+        share_of(row.attainment),
     )
 
 
@@ -50,18 +67,102 @@ def number(value: float | None) -> str:
         return "∞"
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`[55.1, 60.2]`; `…` is an end that the sample does not have."""
+    ends = ("…" if end is None else number(end) for end in (low, high))
+    return f"[{', '.join(ends)}]"
 
 
 def with_interval(q: Quantile) -> str:
     """`58.3 [55.1, 60.2]`; an open end where the sample has no bound; `-` for no value."""
     if q.value is None or math.isinf(q.value):
         return number(q.value)
-    low = "…" if q.low is None else number(q.low)
-    high = "…" if q.high is None else number(q.high)
-    return f"{number(q.value)} [{low}, {high}]"
+    return f"{number(q.value)} {interval(q.low, q.high)}"
+
+
+def percent(share: float | None) -> str:
+    """`98.5 %`; never rounded up to 100 %, for a failure must stay in sight; `-` for none."""
+    if share is None:
+        return "-"
+    shown = f"{100 * share:.3g}"
+    if shown == "100" and share < 1:
+        shown = f"{math.floor(100_000 * share) / 1000:g}" if share < 0.99999 else ">99.99"
+    return f"{shown}%"
+
+
+def share_of(share: Share | None) -> str:
+    """A share of requests without its interval; `-` for none."""
+    return "-" if share is None or share.n == 0 else percent(share.k / share.n)
+
+
+def share_with_interval(share: Share | None) -> str:
+    """`98.5% [96.1%, 99.6%]`; `-` for none."""
+    if share is None or share.n == 0:
+        return "-"
+    return f"{share_of(share)} [{percent(share.low)}, {percent(share.high)}]"
+
+
+def percentile_name(p: float | None) -> str:
+    """`P99.9`; `mean` for None."""
+    return "mean" if p is None else f"P{p * 100:g}"
+
+
+def metric_name(each: Comparison) -> str:
+    """`TTFT P99`; a rate or a share goes by its name alone."""
+    label = LABELS.get(each.metric, each.metric)
+    is_latency = each.metric.endswith("_ms")
+    return f"{label} {percentile_name(each.p)}" if is_latency or each.p is not None else label
+
+
+def ratio(each: Comparison) -> str:
+    """`0.93× [0.90, 0.97]`; `-` where there is none."""
+    if each.ratio is None:
+        return "-"
+    return f"{_factor(each.ratio)}× [{_factor(each.low)}, {_factor(each.high)}]"
+
+
+def short_ratio(each: Comparison) -> str:
+    """`0.93×`; `-` where there is none."""
+    return "-" if each.ratio is None else f"{_factor(each.ratio)}×"
+
+
+def probability(value: float | None) -> str:
+    """`0.013`, `<0.001`; `-` for none."""
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def errors_of(row: VariantSummary) -> str:
+    """`timeout 3, connect 1`, most frequent first; `0` for none."""
+    by_count = sorted(row.errors.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {n}" for name, n in by_count) or "0"
+
+
+def bracket(found: Saturation) -> str:
+    """`4.0 to 4.4 requests/s`, of highest passed and lowest failed."""
+    passed, failed = found.highest_passed_per_s, found.lowest_failed_per_s
+    if passed is None and failed is None:
+        return "-"
+    if passed is None:
+        return f"below {number(failed)} requests/s"
+    if failed is None:
+        return f"at least {number(passed)} requests/s"
+    return f"{number(passed)} to {number(failed)} requests/s"
+
+
+def _factor(value: float | None) -> str:
+    if value is None:
+        return "…"
+    return number(value) if math.isinf(value) or value >= 10 else f"{value:.2f}"
 
 
 def _failure_aware(latency: LatencySummary) -> tuple[str, ...]:
     quantiles = latency.with_failures or latency.quantiles
-    return tuple(number(q.value) for q in quantiles if q.p < 0.999)
+    by_p = {q.p: q for q in quantiles}
+    return tuple(number(by_p[p].value) for p in (0.50, 0.95, 0.99))

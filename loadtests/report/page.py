@@ -1,0 +1,261 @@
+"""`report.html`: one file that needs nothing else."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+import yaml
+
+from loadtests.analyse.metrics import FORMULAS
+from loadtests.report.figures.style import Picture, to_svg
+from loadtests.report.findings import (
+    headlines,
+    slo_reasons,
+    status_line,
+    trust_reasons,
+    verdict_line,
+)
+from loadtests.report.html import Content, Html, join, tag
+from loadtests.report.page_style import CSS, SCRIPT
+from loadtests.report.result import CampaignResult
+from loadtests.report.rows import number
+from loadtests.report.stages import stage_rows
+from loadtests.report.tables import (
+    Cell,
+    Table,
+    client_table,
+    comparison_table,
+    latency_table,
+    overview_table,
+    probe_table,
+    saturation_table,
+    summary_table,
+)
+
+MAX_REASONS = 8
+"""Reasons shown in the headline; the others are one press away."""
+LONG_CELL = 28
+"""Characters from which a cell's text wraps."""
+
+
+def render_page(result: CampaignResult, pictures: Sequence[Picture]) -> str:
+    """The page as text. Names, details and labels of the target are escaped."""
+    drawn = {each.name: each for each in pictures}
+    sections = [
+        _section("summary", "Summary", _summary(result)),
+        _section("comparison", "Comparison", _comparison(result, drawn)),
+        _section("saturation", "Saturation", _saturation(result, drawn)),
+        _section("latency", "Latency", _latency(result, drawn)),
+        _section("load", "Load", _figures(drawn, "load")),
+        _section("timeline", "Timeline", _figures(drawn, "timeline", "errors", "scraped")),
+        _section("client", "The client", _client(result)),
+        _section("provenance", "Provenance", _provenance(result)),
+        _section("formulas", "Formulas", _formulas()),
+        _section("campaign", "Campaign", [tag("pre", _campaign(result))]),
+    ]
+    present = [(name, title, html) for name, title, html in sections if html]
+    links = [tag("a", title, href=f"#{name}") for name, title, _ in present]
+    title = f"Load campaign: {result.campaign.target.model}"
+    body = [
+        tag("header", tag("h1", title), _started(result), _headline(result)),
+        tag("nav", *links, aria_label="Sections"),
+        tag("main", *(html for _, _, html in present)),
+        tag("script", Html(SCRIPT)),
+    ]
+    return "<!DOCTYPE html>\n" + tag("html", _head(title), tag("body", *body), lang="en") + "\n"
+
+
+def _head(title: str) -> Html:
+    """Nothing may be loaded, and no script but ours may run, whatever a name contains."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Html(CSS)),
+    )
+
+
+def _section(name: str, title: str, content: Sequence[Html]) -> tuple[str, str, Html | None]:
+    """A section of the page; None where there is nothing to show."""
+    if not content:
+        return name, title, None
+    return name, title, tag("section", tag("h2", title), *content, id=name)
+
+
+def _started(result: CampaignResult) -> Html:
+    campaign, host = result.campaign, result.manifest.host
+    cells = f"{result.n_cells_done} cells" + (f" of {result.n_cells}" if result.n_cells else "")
+    text = (
+        f"{len(campaign.variant_names())} variants at {campaign.target.base_url}, "
+        f"{campaign.blocks} blocks, {cells}, started {result.manifest.started_at}, "
+        f"quantile {host.get('quantile', '-')}"
+    )
+    return tag("p", text, class_="muted")
+
+
+def _headline(result: CampaignResult) -> Html:
+    answers = [tag("li", each) for each in headlines(result)]
+    reasons = (*trust_reasons(result), *slo_reasons(result))
+    return tag(
+        "div",
+        tag("p", verdict_line(result), class_="answer"),
+        tag("ul", *answers, class_="answers") if answers else "",
+        tag("p", tag("strong", "Trust: "), status_line(result), "."),
+        _reasons(reasons),
+        class_=f"verdict {result.verdict}",
+        role="status",
+    )
+
+
+def _reasons(reasons: Sequence[str]) -> Content:
+    if not reasons:
+        return ""
+    items = [tag("li", each) for each in reasons]
+    shown = tag("ul", *items[:MAX_REASONS])
+    if len(items) <= MAX_REASONS:
+        return shown
+    more = tag("summary", f"{len(items) - MAX_REASONS} more reasons")
+    return [shown, tag("details", more, tag("ul", *items[MAX_REASONS:]))]
+
+
+def _summary(result: CampaignResult) -> list[Html]:
+    overview = overview_table(result.comparisons)
+    tables = [summary_table(result, group) for group in stage_rows(result)]
+    found = [_table(overview)] if overview else []
+    found += [_table(each) for each in tables]
+    if not tables:
+        found.append(tag("p", "No cell ran to its end, so there is no number to show."))
+    else:
+        found.append(
+            tag(
+                "p",
+                "TTFT and E2E count from the planned send time, with failures as infinite (∞). "
+                "- means that the sample does not support the number.",
+                class_="muted",
+            )
+        )
+    return found
+
+
+def _comparison(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]:
+    if not result.comparisons:
+        return []
+    table = _table(comparison_table(result.comparisons))
+    every = tag("details", tag("summary", "Every comparison, with its reason"), table)
+    return [*_figures(drawn, "comparison"), every]
+
+
+def _saturation(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]:
+    if not result.saturation:
+        return []
+    tables = [_table(saturation_table(result)), _table(probe_table(result))]
+    return [tables[0], *_figures(drawn, "knee"), tables[1]]
+
+
+def _latency(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]:
+    tables = [_table(latency_table(group)) for group in stage_rows(result)]
+    if not tables:
+        return []
+    every = tag("details", tag("summary", "Every latency, with its interval"), *tables)
+    return [*_figures(drawn, "percentiles", "ecdf"), every]
+
+
+def _client(result: CampaignResult) -> list[Html]:
+    limits = result.campaign.validity
+    found = [_table(client_table(group, limits)) for group in stage_rows(result)]
+    notes = [
+        tag("li", f"{row.stage}, {row.variant}: {note}")
+        for row in result.summaries
+        for note in row.notes
+    ]
+    return [*found, tag("ul", *notes)] if notes else found
+
+
+def _provenance(result: CampaignResult) -> list[Html]:
+    manifest = result.manifest
+    facts = {
+        **manifest.host,
+        "load processes": str(manifest.n_workers),
+        "tokens per word": number(manifest.tokens_per_word),
+        **{f"SHA-256 of {path}": digest for path, digest in manifest.inputs.items()},
+    }
+    names = list(dict.fromkeys(name for v in manifest.variants.values() for name in v.facts))
+    rows = tuple(
+        (
+            Cell(variant),
+            Cell("-" if of.replicas is None else str(of.replicas)),
+            *(Cell(of.facts.get(name, "-")) for name in names),
+        )
+        for variant, of in manifest.variants.items()
+    )
+    found = [_definitions(facts)]
+    if rows:
+        header = ("variant", "replicas", *names)
+        found.append(_table(Table("What the target said of its variants", header, rows)))
+    return found
+
+
+def _formulas() -> list[Html]:
+    return [_definitions(FORMULAS)]
+
+
+def _definitions(entries: "dict[str, str] | object") -> Html:
+    items = dict(entries).items()  # type: ignore[call-overload]
+    return tag("dl", *(part for k, v in items for part in (tag("dt", k), tag("dd", v))))
+
+
+def _campaign(result: CampaignResult) -> str:
+    return yaml.safe_dump(result.campaign.model_dump(mode="json"), sort_keys=False)
+
+
+def _figures(drawn: dict[str, Picture], *names: str) -> list[Html]:
+    return [_figure(drawn[name]) for name in names if name in drawn]
+
+
+def _figure(picture: Picture) -> Html:
+    svg = re.sub(r"<svg ", '<svg role="img" ', to_svg(picture.figure), count=1)
+    # the label is escaped by `tag`; the drawing's own text by matplotlib
+    label = tag("svg", aria_label=picture.alt)[len("<svg ") : -len("></svg>")]
+    svg = svg.replace("<svg ", f"<svg {label} ", 1)
+    return tag(
+        "figure",
+        tag("h3", picture.title),
+        tag("div", Html(svg), class_="scroll", tabindex="0", role="group", aria_label=picture.title),
+        tag("figcaption", picture.caption),
+        id=f"figure-{picture.name}",
+    )
+
+
+def _table(table: Table) -> Html:
+    head = [
+        tag("th", tag("button", text, type="button"), scope="col", class_=_name_class(table, i))
+        for i, text in enumerate(table.header)
+    ]
+    body = [tag("tr", *_row(table, row)) for row in table.rows]
+    inner = tag(
+        "table", tag("caption", table.caption), tag("thead", tag("tr", *head)), tag("tbody", *body)
+    )
+    return tag("div", inner, class_="scroll", tabindex="0", role="group", aria_label=table.caption)
+
+
+def _name_class(table: Table, i: int) -> str | None:
+    return "name" if i < table.n_names else None
+
+
+def _row(table: Table, row: Sequence[Cell]) -> Iterable[Html]:
+    for i, cell in enumerate(row):
+        if i < table.n_names:
+            yield tag("th", cell.text, scope="row", class_="name")
+            continue
+        long = "long" if len(cell.text) > LONG_CELL and " " in cell.text else None
+        tone = " ".join(part for part in (cell.tone, long) if part)
+        yield tag("td", join(cell.text), class_=tone or None, title=cell.title)
