@@ -1,5 +1,6 @@
 """Locust's own web page for a run. It shows what Locust counts; the plan stays the plan's."""
 
+import sys
 from collections.abc import Callable
 
 import gevent
@@ -18,6 +19,7 @@ def show(environment: Environment, port: int, interrupt: Callable[[str], None]) 
 
     Its stop button interrupts the run, and nothing else on it can change the load.
     """
+    del sys.argv[1:]  # the page takes the command line for Locust's, and ends the process over ours
     page = environment.create_web_ui(host=HOST, port=port, delayed_start=True)
 
     def guard() -> Response | None:

@@ -7,7 +7,7 @@ from functools import partial
 
 from loadtests.drive.lifeline import never_outlive
 
-LEAVE_S = 5.0
+LEAVE_S = 3.0
 
 
 class LocalWorkers:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from loadtests.campaign import parse_campaign
 from loadtests.records.manifest import SCHEMA_VERSION, Ending, Manifest, RunFiles
@@ -110,9 +113,13 @@ class LoadRun:
 
 
 def progress_lines(output: bytes) -> list[Progress]:
-    import msgspec
-
     return [msgspec.json.decode(line, type=Progress) for line in output.splitlines()]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def load_processes(master: int) -> list[int]:
