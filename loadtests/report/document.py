@@ -24,7 +24,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     """Whether the run can be trusted, in one line."""
     headlines: tuple[str, ...]
-    """Which variant is better, and where: one sentence per stage, or per variant of a search."""
+    """Which variant is better, and where: one sentence per variant."""
     is_valid: bool
     is_partial: bool
     problems: tuple[str, ...]
@@ -48,7 +48,7 @@ def report_of(result: CampaignResult) -> Report:
         schema_version=SCHEMA_VERSION,
         verdict=result.verdict,
         status=status_line(result),
-        headlines=headlines(result),
+        headlines=tuple(each.text for each in headlines(result)),
         is_valid=result.is_valid,
         is_partial=result.is_partial,
         problems=trust_reasons(result),

@@ -1,12 +1,13 @@
 """What a reader must know first: which variant is better, where, and whether to trust it."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from loadtests.analyse.nouns import Change, Comparison, Saturation, Verdict
+from loadtests.analyse.nouns import Change, Comparison, Verdict
 from loadtests.records.manifest import EndReason
 from loadtests.report.result import CampaignResult
-from loadtests.report.rows import bracket, metric_name, number, short_ratio
-from loadtests.report.stages import variants_of
+from loadtests.report.rows import bracket, metric_name, number, percent, short_ratio
 
 DECISIVE = (
     ("ttft_user_ms", (0.99, 0.95, 0.50)),
@@ -24,11 +25,15 @@ ENDED = {
     EndReason.FAILED: "the load process failed",
 }
 
-VERDICTS = {
-    Verdict.PASS: "the SLO holds",
+SLO_VERDICTS = {
+    Verdict.PASS: "the SLO holds at every stage that counts",
     Verdict.FAIL: "the SLO does not hold",
-    Verdict.INCONCLUSIVE: "the samples do not decide",
-    Verdict.INVALID: "the numbers say nothing of the server",
+    Verdict.INCONCLUSIVE: "the samples do not decide whether the SLO holds",
+}
+SEARCH_VERDICTS = {
+    Verdict.PASS: "the highest rate within the SLO is known for every variant",
+    Verdict.FAIL: "a variant misses the SLO even at the lowest rate",
+    Verdict.INCONCLUSIVE: "the highest rate within the SLO is not known for every variant",
 }
 
 
@@ -50,8 +55,19 @@ def status_line(result: CampaignResult) -> str:
     elif invalid:
         parts.append(f"INVALID: {invalid} of {len(result.summaries)} rows, for the reasons given")
     else:
-        parts.append("VALID: the client kept its schedule")
+        parts.append(f"VALID: the client kept its schedule{_worst_of_client(result)}")
     return "; ".join(parts)
+
+
+def _worst_of_client(result: CampaignResult) -> str:
+    """` (lag P99 at most 1.2 ms, CPU at most 11%)`, of all rows."""
+    lags = [row.latencies["lag_ms"].at(0.99).value for row in result.summaries]
+    shares = [row.client_cpu_share for row in result.summaries]
+    worst_lag = max((lag for lag in lags if lag is not None), default=None)
+    worst_share = max((share for share in shares if share is not None), default=None)
+    parts = [] if worst_lag is None else [f"lag P99 at most {number(worst_lag)} ms"]
+    parts += [] if worst_share is None else [f"CPU at most {percent(worst_share)} of a core"]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def ended(result: CampaignResult) -> str:
@@ -62,12 +78,17 @@ def ended(result: CampaignResult) -> str:
 
 
 def verdict_line(result: CampaignResult) -> str:
-    """`FAIL: the SLO does not hold`; without an SLO it says only whether the numbers count."""
+    """`FAIL: the SLO does not hold`: the verdict and what it is about."""
     verdict = result.verdict
-    meaning = VERDICTS[verdict]
+    if verdict is Verdict.INVALID:
+        return f"{verdict.upper()}: the numbers say nothing of the server"
+    if verdict is Verdict.INCONCLUSIVE and result.is_partial:
+        return f"{verdict.upper()}: the run is partial"
+    if result.campaign.search is not None:
+        return f"{verdict.upper()}: {SEARCH_VERDICTS[verdict]}"
     if verdict is Verdict.PASS and result.campaign.slo is None:
-        meaning = "no SLO was asked for, and the numbers count"
-    return f"{verdict.upper()}: {meaning}"
+        return f"{verdict.upper()}: no SLO was asked for, and the numbers count"
+    return f"{verdict.upper()}: {SLO_VERDICTS[verdict]}"
 
 
 def trust_reasons(result: CampaignResult) -> tuple[str, ...]:
@@ -104,54 +125,59 @@ def decisive(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def headlines(result: CampaignResult) -> tuple[str, ...]:
-    """One sentence per stage (per search: one per variant) that says who is better."""
+@dataclass(frozen=True)
+class Headline:
+    """One sentence about one variant, and its tone."""
+
+    tone: Change | Verdict
+    text: str
+
+
+def headlines(result: CampaignResult) -> tuple[Headline, ...]:
+    """One sentence per variant: better or worse than the baseline in what and where; of a search,
+    how much it carries, the strongest first.
+    """
     if result.saturation:
+        best_first = sorted(result.saturation, key=lambda each: -(each.highest_passed_per_s or 0))
         return tuple(
-            f"{each.variant}: the SLO holds up to {bracket(each)} ({each.verdict})"
-            for each in _best_first(result)
+            Headline(each.verdict, f"{each.variant}: the SLO holds up to {bracket(each)}")
+            for each in best_first
         )
-    stages = dict.fromkeys(each.stage for each in result.comparisons)
-    return tuple(
-        _stage_headline(stage, [each for each in result.comparisons if each.stage == stage])
+    stages = list(dict.fromkeys(each.stage for each in result.comparisons))
+    shown = [
+        each
         for stage in stages
+        for each in decisive(e for e in result.comparisons if e.stage == stage)
+    ]
+    variants = dict.fromkeys(each.variant for each in result.comparisons)
+    return tuple(
+        line
+        for variant in variants
+        for line in _variant_headlines([e for e in shown if e.variant == variant], variant, stages)
     )
 
 
-def _best_first(result: CampaignResult) -> list[Saturation]:
-    return sorted(result.saturation, key=lambda each: -(each.highest_passed_per_s or 0.0))
-
-
-def _stage_headline(stage: str, comparisons: Sequence[Comparison]) -> str:
-    shown = decisive(comparisons)
-    baseline = comparisons[0].baseline
-    sentences = []
-    for change in (Change.BETTER, Change.WORSE):
-        found = [each for each in shown if each.change is change]
-        for variant in dict.fromkeys(each.variant for each in found):
-            metrics = ", ".join(
-                f"{metric_name(each)} {short_ratio(each)}"
-                for each in found
-                if each.variant == variant
-            )
-            sentences.append(f"{variant} is {change} in {metrics}")
-    if not sentences:
-        undecided = [each for each in shown if each.change is Change.INCONCLUSIVE]
-        if undecided or not shown:
-            return f"{stage}: no difference from {baseline} could be shown"
-        return f"{stage}: no variant differs from {baseline}"
-    return f"{stage}, against {baseline}: " + "; ".join(sentences)
-
-
-def fastest(result: CampaignResult, stage: str, metric: str = "ttft_user_ms") -> str | None:
-    """`fp8 (78.1 ms)`: the variant with the lowest failure-aware P95 of a stage."""
-    found = []
-    for row in result.summaries:
-        quantiles = row.latencies[metric].with_failures or row.latencies[metric].quantiles
-        values = [q.value for q in quantiles if q.p == 0.95 and q.value is not None]
-        if row.stage == stage and values:
-            found.append((values[0], variants_of(result).index(row.variant), row.variant))
+def _variant_headlines(
+    shown: Sequence[Comparison], variant: str, stages: Sequence[str]
+) -> Iterator[Headline]:
+    found = [c for c in (Change.BETTER, Change.WORSE) if any(e.change is c for e in shown)]
+    for change in found:
+        parts = []
+        for name in dict.fromkeys(metric_name(e) for e in shown if e.change is change):
+            mine = [e for e in shown if e.change is change and metric_name(e) == name]
+            where = [e.stage for e in mine]
+            at = "" if where == list(stages) else f" ({', '.join(where)})"
+            parts.append(f"{name} {_range(mine)}{at}")
+        text = f"{variant} is {change} than {shown[0].baseline}: {', '.join(parts)}"
+        yield Headline(change, text)
     if not found:
-        return None
-    value, _, variant = min(found)
-    return f"{variant} ({number(value)} ms)"
+        is_same = bool(shown) and all(e.change is Change.SAME for e in shown)
+        what = "the same as the baseline" if is_same else "no difference could be shown"
+        yield Headline(Change.SAME if is_same else Change.INCONCLUSIVE, f"{variant}: {what}")
+
+
+def _range(mine: Sequence[Comparison]) -> str:
+    """`0.70× to 0.81×`, lowest and highest ratio over the stages."""
+    ratios = sorted(mine, key=lambda e: math.inf if e.ratio is None else e.ratio)
+    ends = dict.fromkeys(short_ratio(e) for e in (ratios[0], ratios[-1]))
+    return " to ".join(ends)

@@ -32,7 +32,7 @@ def render_markdown(result: CampaignResult, pictures: Sequence[Path]) -> str:
     parts = [
         f"# Load campaign: {_text(result.campaign.target.model)}",
         f"**{_text(verdict_line(result))}.** {_text(status_line(result))}.",
-        _items(headlines(result)),
+        _items(each.text for each in headlines(result)),
         _items((*trust_reasons(result), *slo_reasons(result))),
     ]
     overview = overview_table(result.comparisons)

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import yaml
 
@@ -16,16 +16,19 @@ from loadtests.report.findings import (
     trust_reasons,
     verdict_line,
 )
-from loadtests.report.html import Content, Html, join, tag
+from loadtests.report.html import Content, Html, tag
 from loadtests.report.page_style import CSS, SCRIPT
 from loadtests.report.result import CampaignResult
 from loadtests.report.rows import number
+from loadtests.report.samples import Failure
 from loadtests.report.stages import stage_rows
 from loadtests.report.tables import (
+    MARKS,
     Cell,
     Table,
     client_table,
     comparison_table,
+    failure_table,
     latency_table,
     overview_table,
     probe_table,
@@ -39,7 +42,9 @@ LONG_CELL = 28
 """Characters from which a cell's text wraps."""
 
 
-def render_page(result: CampaignResult, pictures: Sequence[Picture]) -> str:
+def render_page(
+    result: CampaignResult, pictures: Sequence[Picture], failures: Sequence[Failure]
+) -> str:
     """The page as text. Names, details and labels of the target are escaped."""
     drawn = {each.name: each for each in pictures}
     sections = [
@@ -48,7 +53,8 @@ def render_page(result: CampaignResult, pictures: Sequence[Picture]) -> str:
         _section("saturation", "Saturation", _saturation(result, drawn)),
         _section("latency", "Latency", _latency(result, drawn)),
         _section("load", "Load", _figures(drawn, "load")),
-        _section("timeline", "Timeline", _figures(drawn, "timeline", "errors", "scraped")),
+        _section("timeline", "Timeline", _figures(drawn, "timeline", "scraped")),
+        _section("failures", "Failures", _failures(drawn, failures)),
         _section("client", "The client", _client(result)),
         _section("provenance", "Provenance", _provenance(result)),
         _section("formulas", "Formulas", _formulas()),
@@ -93,17 +99,24 @@ def _section(name: str, title: str, content: Sequence[Html]) -> tuple[str, str, 
 
 def _started(result: CampaignResult) -> Html:
     campaign, host = result.campaign, result.manifest.host
-    cells = f"{result.n_cells_done} cells" + (f" of {result.n_cells}" if result.n_cells else "")
+    cells = f"{result.n_cells_done}" + (f" of {result.n_cells}" if result.n_cells else "")
     text = (
-        f"{len(campaign.variant_names())} variants at {campaign.target.base_url}, "
-        f"{campaign.blocks} blocks, {cells}, started {result.manifest.started_at}, "
+        f"{campaign.target.base_url}, variants: {len(campaign.variant_names())}, "
+        f"blocks: {campaign.blocks}, cells: {cells}, started {result.manifest.started_at}, "
         f"quantile {host.get('quantile', '-')}"
     )
     return tag("p", text, class_="muted")
 
 
 def _headline(result: CampaignResult) -> Html:
-    answers = [tag("li", each) for each in headlines(result)]
+    answers = [
+        tag(
+            "li",
+            tag("span", MARKS.get(each.tone, str(each.tone)), class_=f"tone {each.tone}"),
+            f" {each.text}",
+        )
+        for each in headlines(result)
+    ]
     reasons = (*trust_reasons(result), *slo_reasons(result))
     return tag(
         "div",
@@ -169,6 +182,10 @@ def _latency(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]:
     return [*_figures(drawn, "percentiles", "ecdf"), every]
 
 
+def _failures(drawn: dict[str, Picture], failures: Sequence[Failure]) -> list[Html]:
+    return [*_figures(drawn, "errors"), _table(failure_table(failures))] if failures else []
+
+
 def _client(result: CampaignResult) -> list[Html]:
     limits = result.campaign.validity
     found = [_table(client_table(group, limits)) for group in stage_rows(result)]
@@ -208,9 +225,9 @@ def _formulas() -> list[Html]:
     return [_definitions(FORMULAS)]
 
 
-def _definitions(entries: "dict[str, str] | object") -> Html:
-    items = dict(entries).items()  # type: ignore[call-overload]
-    return tag("dl", *(part for k, v in items for part in (tag("dt", k), tag("dd", v))))
+def _definitions(entries: Mapping[str, str]) -> Html:
+    pairs = ((tag("dt", name), tag("dd", text)) for name, text in entries.items())
+    return tag("dl", *(part for pair in pairs for part in pair))
 
 
 def _campaign(result: CampaignResult) -> str:
@@ -229,33 +246,39 @@ def _figure(picture: Picture) -> Html:
     return tag(
         "figure",
         tag("h3", picture.title),
-        tag("div", Html(svg), class_="scroll", tabindex="0", role="group", aria_label=picture.title),
+        tag(
+            "div", Html(svg), class_="scroll", tabindex="0", role="group", aria_label=picture.title
+        ),
         tag("figcaption", picture.caption),
         id=f"figure-{picture.name}",
     )
 
 
 def _table(table: Table) -> Html:
+    kinds = [_kind(table, i) for i in range(len(table.header))]
     head = [
-        tag("th", tag("button", text, type="button"), scope="col", class_=_name_class(table, i))
-        for i, text in enumerate(table.header)
+        tag("th", tag("button", text, type="button"), scope="col", class_=kind)
+        for text, kind in zip(table.header, kinds, strict=True)
     ]
-    body = [tag("tr", *_row(table, row)) for row in table.rows]
+    body = [tag("tr", *_row(row, kinds)) for row in table.rows]
     inner = tag(
         "table", tag("caption", table.caption), tag("thead", tag("tr", *head)), tag("tbody", *body)
     )
     return tag("div", inner, class_="scroll", tabindex="0", role="group", aria_label=table.caption)
 
 
-def _name_class(table: Table, i: int) -> str | None:
-    return "name" if i < table.n_names else None
+def _kind(table: Table, i: int) -> str | None:
+    """How a column is set: names and running text to the left, numbers to the right."""
+    if i < table.n_names:
+        return "name"
+    is_text = any(len(row[i].text) > LONG_CELL and " " in row[i].text for row in table.rows)
+    return "long" if is_text else None
 
 
-def _row(table: Table, row: Sequence[Cell]) -> Iterable[Html]:
-    for i, cell in enumerate(row):
-        if i < table.n_names:
-            yield tag("th", cell.text, scope="row", class_="name")
-            continue
-        long = "long" if len(cell.text) > LONG_CELL and " " in cell.text else None
-        tone = " ".join(part for part in (cell.tone, long) if part)
-        yield tag("td", join(cell.text), class_=tone or None, title=cell.title)
+def _row(row: Sequence[Cell], kinds: Sequence[str | None]) -> Iterable[Html]:
+    for cell, kind in zip(row, kinds, strict=True):
+        if kind == "name":
+            yield tag("th", cell.text, scope="row", class_=kind)
+        else:
+            classes = " ".join(part for part in (cell.tone, kind) if part)
+            yield tag("td", cell.text, class_=classes or None, title=cell.title)

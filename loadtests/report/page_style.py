@@ -55,13 +55,16 @@ nav a {{ display: inline-block; margin-right: 1rem; }}
 .verdict ul.answers {{ font-size: 1.05rem; }}
 .pass {{ --tone: var(--good); }} .fail {{ --tone: var(--bad); }}
 .inconclusive, .invalid {{ --tone: var(--warn); }}
+.tone {{ font-weight: 700; white-space: nowrap; }}
+span.better, span.pass {{ color: var(--good); }} span.worse, span.fail {{ color: var(--bad); }}
+span.same {{ color: var(--same); }} span.inconclusive, span.invalid {{ color: var(--warn); }}
 .scroll {{ overflow-x: auto; margin: 0.6rem 0 1rem; }}
 table {{ border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }}
 caption {{ caption-side: top; text-align: left; padding: 0.3rem 0; }}
 th, td {{ padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid var(--grid);
   overflow-wrap: normal; white-space: nowrap; }}
 thead th {{ vertical-align: bottom; border-bottom: 2px solid var(--muted); white-space: normal; }}
-th.name, td.name, td.long {{ text-align: left; }}
+th.name, th.long, td.long {{ text-align: left; }}
 tbody th {{ font-weight: 600; }}
 td.long {{ white-space: normal; min-width: 16rem; max-width: 34rem; }}
 tbody tr:hover {{ background: var(--panel); }}

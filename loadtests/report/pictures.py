@@ -13,9 +13,8 @@ from loadtests.report.result import CampaignResult, RawRun
 from loadtests.report.samples import Samples
 
 
-def draw_pictures(result: CampaignResult, run: RawRun) -> tuple[Picture, ...]:
+def draw_pictures(result: CampaignResult, run: RawRun, samples: Samples) -> tuple[Picture, ...]:
     """The figures for which the run has something to show. To be called within `style()`."""
-    samples = Samples(run)
     drawn = (
         draw_comparison(result),
         draw_knee(result),

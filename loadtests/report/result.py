@@ -47,7 +47,7 @@ class CampaignResult:
     @property
     def is_valid(self) -> bool:
         """Whether the plan ran whole and the client made none of the numbers."""
-        return bool(self.summaries) and not self.is_partial and self._is_sound
+        return bool(self.summaries) and not self.is_partial and self.is_sound
 
     @property
     def verdict(self) -> Verdict:
@@ -57,12 +57,12 @@ class CampaignResult:
         """
         gated = {stage.name for stage in self.campaign.stages if stage.gate}
         return campaign_verdict(
-            self.summaries, self.saturation, gated, self._is_sound, self.is_partial
+            self.summaries, self.saturation, gated, self.is_sound, self.is_partial
         )
 
     @property
-    def _is_sound(self) -> bool:
-        """Whether what there is can be trusted.
+    def is_sound(self) -> bool:
+        """Whether what there is can be trusted, be the run partial or not.
 
         Rows of a search are not asked: probes beyond saturation may fill the client, and a probe
         is judged by what the server did.

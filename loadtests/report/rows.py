@@ -32,6 +32,8 @@ LABELS = {
     "output_tokens_per_s": "tok/s",
     "goodput_per_s": "goodput",
     "attainment": "in SLO",
+    "error_rate": "failed",
+    "highest_rate_per_s": "highest rate/s",
 }
 """Short names of metrics; one that is not here goes by its own name."""
 
@@ -86,13 +88,11 @@ def with_interval(q: Quantile) -> str:
 
 
 def percent(share: float | None) -> str:
-    """`98.5 %`; never rounded up to 100 %, for a failure must stay in sight; `-` for none."""
+    """`98.5%`; `>99.9%` where rounding would hide the last failure; `-` for none."""
     if share is None:
         return "-"
     shown = f"{100 * share:.3g}"
-    if shown == "100" and share < 1:
-        shown = f"{math.floor(100_000 * share) / 1000:g}" if share < 0.99999 else ">99.99"
-    return f"{shown}%"
+    return ">99.9%" if shown == "100" and share < 1 else f"{shown}%"
 
 
 def share_of(share: Share | None) -> str:
@@ -114,21 +114,39 @@ def percentile_name(p: float | None) -> str:
 
 def metric_name(each: Comparison) -> str:
     """`TTFT P99`; a rate or a share goes by its name alone."""
-    label = LABELS.get(each.metric, each.metric)
-    is_latency = each.metric.endswith("_ms")
-    return f"{label} {percentile_name(each.p)}" if is_latency or each.p is not None else label
+    return name_of(each.metric, each.p)
+
+
+def name_of(metric: str, p: float | None) -> str:
+    """`metric_name` of a metric and its percentile; `p` None is the mean of a latency."""
+    label = LABELS.get(metric, metric)
+    return f"{label} {percentile_name(p)}" if metric.endswith("_ms") or p is not None else label
 
 
 def ratio(each: Comparison) -> str:
-    """`0.93× [0.90, 0.97]`; `-` where there is none."""
+    """`0.93× [0.90, 0.97]`; as `short_ratio` where there is none."""
     if each.ratio is None:
-        return "-"
-    return f"{_factor(each.ratio)}× [{_factor(each.low)}, {_factor(each.high)}]"
+        return short_ratio(each)
+    return factor_with_interval(each.ratio, each.low, each.high)
+
+
+def factor_with_interval(value: float, low: float | None, high: float | None) -> str:
+    """`0.93× [0.90, 0.97]`; `…` is an end that is not known."""
+    return f"{_factor(value)}× [{_factor(low)}, {_factor(high)}]"
+
+
+def points_with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A difference of shares in percentage points: `+0.4 [-0.1, +0.9] pp`."""
+    ends = ("…" if end is None else f"{100 * end:+.2g}" for end in (low, high))
+    return f"{100 * value:+.2g} [{', '.join(ends)}] pp"
 
 
 def short_ratio(each: Comparison) -> str:
-    """`0.93×`; `-` where there is none."""
-    return "-" if each.ratio is None else f"{_factor(each.ratio)}×"
+    """`0.93×`; `∞` where failures reach the variant's percentile; `-` where there is none."""
+    if each.ratio is None:
+        after = each.values[1]
+        return "∞" if after is not None and math.isinf(after) else "-"
+    return f"{_factor(each.ratio)}×"
 
 
 def probability(value: float | None) -> str:
@@ -136,6 +154,12 @@ def probability(value: float | None) -> str:
     if value is None:
         return "-"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def failed_of(row: VariantSummary) -> str:
+    """`45 (5.3%)`, of the planned requests, those without a record included; `0` for none."""
+    n_failed = row.n_planned - row.n_ok
+    return f"{n_failed} ({percent(n_failed / row.n_planned)})" if n_failed else "0"
 
 
 def errors_of(row: VariantSummary) -> str:

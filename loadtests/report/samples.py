@@ -2,12 +2,27 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from loadtests.analyse.metrics import LATENCIES
 from loadtests.analyse.whole import WholeCell
 from loadtests.records.record import RequestRecord
 from loadtests.report.result import RawRun
 from serve_app.domain.units import NS_PER_S
+
+MAX_FAILURES = 20
+MAX_DETAIL = 160
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Failed measured requests of one stage and variant that were told the same."""
+
+    stage: str
+    variant: str
+    error: str
+    detail: str
+    n: int
 
 
 class Samples:
@@ -42,6 +57,17 @@ class Samples:
         """Failed requests by the second of the run in which they were planned."""
         times = (self._at_s(r) for r in self._run.records if r.error is not None)
         return dict(Counter(int(at_s) for at_s in times if at_s is not None))
+
+    def failures(self) -> tuple[Failure, ...]:
+        """The most frequent failures of whole cells, with the start of their detail."""
+        found = Counter(
+            (*row, str(record.error), (record.detail or "-")[:MAX_DETAIL])
+            for row, cells in self._whole.items()
+            for cell in cells
+            for record in cell.measured
+            if record.error is not None
+        )
+        return tuple(Failure(*what, n=n) for what, n in found.most_common(MAX_FAILURES))
 
     def _at_s(self, record: RequestRecord) -> float | None:
         """None for a record without a plan."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from loadtests.analyse.nouns import VariantSummary
 from loadtests.report.result import CampaignResult
-from loadtests.report.rows import number
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class StageRows:
         """How the table names `row`."""
         if not self.is_search:
             return row.variant
-        return f"{row.variant} at {number(row.rate_per_s)}/s"
+        return f"{row.variant} at {row.rate_per_s:.4g}/s"
 
 
 def stage_rows(result: CampaignResult) -> tuple[StageRows, ...]:
@@ -46,7 +45,7 @@ def _title(result: CampaignResult, name: str, rows: Sequence[VariantSummary]) ->
 
 
 def load_of(row: VariantSummary) -> str:
-    """`8.00 requests/s` or `16 users`."""
+    """`8 requests/s` or `16 users`."""
     if row.concurrency is not None:
         return f"{row.concurrency} users"
-    return f"{number(row.offered_per_s if row.rate_per_s is None else row.rate_per_s)} requests/s"
+    return f"{row.offered_per_s if row.rate_per_s is None else row.rate_per_s:.3g} requests/s"

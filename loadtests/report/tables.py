@@ -13,6 +13,7 @@ from loadtests.report.rows import (
     bracket,
     cells_of,
     errors_of,
+    failed_of,
     metric_name,
     number,
     percent,
@@ -23,6 +24,7 @@ from loadtests.report.rows import (
     short_ratio,
     with_interval,
 )
+from loadtests.report.samples import Failure
 from loadtests.report.stages import StageRows
 
 
@@ -46,7 +48,7 @@ class Table:
     n_names: int = 1
 
 
-MARKS = {
+MARKS: dict[Change | Verdict, str] = {
     Change.BETTER: "▲ better",
     Change.WORSE: "▼ worse",
     Change.SAME: "= same",
@@ -63,7 +65,7 @@ def cells(*texts: str) -> tuple[Cell, ...]:
 def summary_table(result: CampaignResult, group: StageRows) -> Table:
     """One row per variant: what the terminal shows, and what was wrong."""
     columns = result.manifest.columns
-    header = ("variant", *columns, *_whole_headers(), "goodput/s", "failed", "SLO", "row")
+    header = ("variant", *columns, *_whole_headers(), "goodput/s", "failed", "SLO", "client")
     rows = []
     for row in group.rows:
         extra = [of.get(row.variant, "-") for of in columns.values()]
@@ -71,7 +73,7 @@ def summary_table(result: CampaignResult, group: StageRows) -> Table:
         verdict = Cell("-" if slo is None else str(slo), slo, row.slo_reason)
         valid = Cell("valid") if row.is_valid else Cell("INVALID", Verdict.INVALID)
         plain = (group.label(row), *extra, *cells_of(row), number(row.goodput_per_s))
-        failed = Cell(errors_of(row), Verdict.FAIL if row.errors else None)
+        failed = Cell(failed_of(row), Verdict.FAIL if row.errors else None, errors_of(row))
         rows.append((*cells(*plain), failed, verdict, valid))
     return Table(f"Summary of {group.title}: latencies in ms", header, tuple(rows))
 
@@ -109,7 +111,9 @@ def _latency_cells(
     quantiles = (latency.with_failures or ()) if aware else latency.quantiles
     by_p = {q.p: q for q in quantiles}
     shown = [
-        Cell(with_interval(by_p[p]), title=by_p[p].reason or by_p[p].note) if p in by_p else Cell("-")
+        Cell(with_interval(by_p[p]), title=by_p[p].reason or by_p[p].note)
+        if p in by_p
+        else Cell("-")
         for p in ps
     ]
     n = str(quantiles[0].n) if quantiles else "-"
@@ -150,26 +154,34 @@ def overview_table(comparisons: Sequence[Comparison]) -> Table | None:
     """Who is better where: one row per stage and variant, the decisive metrics as columns."""
     stages = dict.fromkeys(each.stage for each in comparisons)
     shown = {s: decisive(e for e in comparisons if e.stage == s) for s in stages}
-    keys = dict.fromkeys((e.metric, metric_name(e)) for found in shown.values() for e in found)
-    metrics = list(dict.fromkeys(metric for metric, _ in keys))
+    metrics = list(dict.fromkeys(each.metric for found in shown.values() for each in found))
     if not metrics:
         return None
     rows = []
     for stage, found in shown.items():
         for variant in dict.fromkeys(each.variant for each in found):
             mine = {each.metric: each for each in found if each.variant == variant}
-            row = [_overview_cell(mine.get(metric), keys) for metric in metrics]
+            row = [_overview_cell(mine.get(metric)) for metric in metrics]
             rows.append((*cells(stage, variant), *row))
     header = ("stage", "variant", *(LABELS.get(metric, metric) for metric in metrics))
     caption = f"Against {comparisons[0].baseline}: ratio and change"
     return Table(caption, header, tuple(rows), n_names=2)
 
 
-def _overview_cell(each: Comparison | None, keys: object) -> Cell:
+def _overview_cell(each: Comparison | None) -> Cell:
     if each is None:
         return Cell("-")
     p = "" if each.p is None else f"{percentile_name(each.p)} "
     return Cell(f"{p}{short_ratio(each)} {MARKS[each.change]}", each.change, each.reason)
+
+
+def failure_table(failures: Sequence[Failure]) -> Table:
+    """What failed, with what the client was told."""
+    rows = tuple(
+        cells(each.stage, each.variant, each.error, str(each.n), each.detail) for each in failures
+    )
+    header = ("stage", "variant", "class", "requests", "detail")
+    return Table("Failures, most frequent first", header, rows, n_names=3)
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
@@ -204,10 +216,16 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 def saturation_table(result: CampaignResult) -> Table:
     """Per variant the bracket of the highest rate that meets the SLO."""
     rows = tuple(
-        (*cells(each.variant, bracket(each)), Cell(str(each.verdict), each.verdict), Cell(each.reason))
+        (
+            *cells(each.variant, bracket(each)),
+            Cell(str(each.verdict), each.verdict),
+            Cell(each.reason),
+        )
         for each in result.saturation
     )
-    return Table("Highest rate at which the SLO holds", ("variant", "rate", "verdict", "reason"), rows)
+    return Table(
+        "Highest rate at which the SLO holds", ("variant", "rate", "verdict", "reason"), rows
+    )
 
 
 def probe_table(result: CampaignResult) -> Table:

@@ -65,8 +65,8 @@ def _rows(row: VariantSummary) -> Iterator[Cells]:
         share = row.attainment
         value = share.k / share.n if share.n else None
         yield ("attainment", "value", "infinite", value, share.low, share.high, share.n, None)
-    for name, n in row.errors.items():
-        yield (f"errors.{name}", "count", None, n, None, None, row.n_planned, None)
+    for error, n_failed in row.errors.items():
+        yield (f"errors.{error}", "count", None, n_failed, None, None, row.n_planned, None)
     for name in ("input_tokens", "output_tokens"):
         yield _of_quantile(name, getattr(row, name), "left_out")
     for name, latency in row.latencies.items():

@@ -6,6 +6,7 @@ from loadtests.records.manifest import RunFiles
 from loadtests.report.document import encode, report_of
 from loadtests.report.markdown import render_markdown
 from loadtests.report.result import CampaignResult, read_run, result_of
+from loadtests.report.samples import Samples
 from loadtests.report.tidy import render_csv
 
 
@@ -21,13 +22,13 @@ def write_report(folder: Path) -> CampaignResult:
 
     run = read_run(folder)
     result = result_of(run)
-    files = RunFiles(folder)
+    files, samples = RunFiles(folder), Samples(run)
     files.report_json.write_bytes(encode(report_of(result)))
     files.summary_csv.write_text(render_csv(result), encoding="utf-8")
     with style():
-        pictures = draw_pictures(result, run)
+        pictures = draw_pictures(result, run, samples)
         written = [save_png(picture, folder) for picture in pictures]
-        page = render_page(result, pictures)
+        page = render_page(result, pictures, samples.failures())
     files.report_html.write_text(page, encoding="utf-8")
     files.report_md.write_text(render_markdown(result, written), encoding="utf-8")
     return result

@@ -15,7 +15,7 @@ from loadtests.report.figures.style import (
 )
 from loadtests.report.findings import decisive
 from loadtests.report.result import CampaignResult
-from loadtests.report.rows import metric_name
+from loadtests.report.rows import metric_name, short_ratio
 from loadtests.report.stages import variants_of
 
 MAX_RATIO = 8.0
@@ -49,7 +49,7 @@ def draw_comparison(result: CampaignResult) -> Picture | None:
         title=f"Against {baseline}",
         caption="Ratio to the baseline over paired blocks with 95 % interval; the band counts as "
         "no difference. Filled: better or worse; hollow: same or inconclusive. For latencies, "
-        "left of 1 is better.",
+        "left of 1 is better. ∞: failures reach the percentile.",
         alt="Ratios of each variant's metrics to the baseline with intervals; the numbers are in "
         "the table of comparisons.",
         figure=figure,
@@ -65,6 +65,9 @@ def _draw_stage(axes: Any, found: Sequence[Comparison], variants: Sequence[str])
         for j, each in enumerate(mine):
             y = k * n + j
             i = variants.index(each.variant)
+            if short_ratio(each) == "∞":
+                place = axes.get_yaxis_transform()
+                axes.text(1, y, "∞ ▸", color=colour_of(i), ha="right", va="center", transform=place)
             if each.ratio is None or each.ratio <= 0:
                 continue
             if each.low and each.high:

@@ -51,15 +51,16 @@ def draw_percentiles(result: CampaignResult) -> Picture | None:
 
 
 def _draw_panel(axes: Any, group: StageRows, variants: Sequence[str], metric: str) -> None:
-    ps = [q.p for q in group.rows[0].latencies[metric].quantiles]
     shown = [q for row in group.rows for q in _quantiles(row, metric)]
+    ps = sorted({q.p for q in shown if q.value is not None})
     values = [q.value for q in shown if q.value is not None and math.isfinite(q.value)]
     for row in group.rows:
         i = variants.index(row.variant)
         dodge = (i - (len(variants) - 1) / 2) * min(DODGE, 0.7 / len(variants))
-        _draw_line(axes, _quantiles(row, metric), ps, dodge, i)
+        known = [q for q in _quantiles(row, metric) if q.value is not None]
+        _draw_line(axes, known, ps, dodge, i)
     axes.set_xticks(range(len(ps)), [percentile_name(p) for p in ps])
-    axes.set_xlim(-0.6, len(ps) - 0.4)
+    axes.set_xlim(-0.6, max(1, len(ps)) - 0.4)
     axes.grid(visible=False, axis="x")
     if is_wide(values):
         log_axis(axes.yaxis)

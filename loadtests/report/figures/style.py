@@ -102,9 +102,11 @@ def _legible(name: str) -> str:
 
 
 def log_axis(axis: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    """A logarithmic axis with plain numbers at 1, 2 and 5; at more where it spans little."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high > 8 * low > 0 else (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -150,6 +152,4 @@ _VARIABLES = {
 def _without_unused_ids(text: str) -> str:
     """Figures share a page: only ids that something points to stay (they are content hashes)."""
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
-    return re.sub(
-        r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text
-    )
+    return re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from loadtests.records.record import CellPlan, CellRun
 from loadtests.report.figures.style import (
     BAD,
@@ -28,8 +30,8 @@ def draw_timeline(
     if not cells:
         return None
     variants = variants_of(result)
-    figure = new_figure(4.2)
-    upper, failures, bands = figure.subplots(3, 1, sharex=True, height_ratios=(5, 1.1, 0.8))
+    figure = new_figure(4.6)
+    upper, failures, bands = figure.subplots(3, 1, sharex=True, height_ratios=(5, 1.1, 1.2))
     points = samples.timeline()
     for i, variant in enumerate(variants):
         mine = [(t, y) for t, y, name in points if name == variant]
@@ -52,12 +54,13 @@ def draw_timeline(
         failures.set_yticks([0])
     failures.set_title("failures per second" if failed else "failures per second: none")
     failures.set_ylim(bottom=0)
+    failures.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
     _draw_bands(bands, cells, runs, variants)
     bands.set_xlabel("seconds from the start of the run")
     add_legend(figure, variants, linestyle="", markersize=5)
     return Picture(
         name="timeline",
-        title="Timeline",
+        title="Requests over time",
         caption="Warm-up and cool-down included. Bands: the cells by variant, with the stages "
         "below them. A drift or a stripe that crosses variants is the machine's, not a variant's.",
         alt="TTFT of each request over the run, failures per second, and the order of the cells.",
@@ -98,5 +101,3 @@ def _label(axes: Any, start_of: Sequence[tuple[float, str]], end_s: float) -> No
         if start_s >= last_end:
             axes.text(start_s, -0.75, name, fontsize=7.5, color=MUTED)
             last_end = start_s + width_s
-
-
