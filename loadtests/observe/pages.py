@@ -2,7 +2,7 @@
 
 import http.client
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.request import ProxyHandler, Request, build_opener
 
 import msgspec
@@ -77,5 +77,10 @@ def samples_of(text: str, series: Sequence[str], t_ns: int) -> Iterator[MetricSa
         for sample in family.samples:
             if math.isfinite(sample.value):
                 yield MetricSample(
-                    t_ns=t_ns, name=sample.name, labels=dict(sample.labels), value=sample.value
+                    t_ns=t_ns, name=sample.name, labels=_told(sample.labels), value=sample.value
                 )
+
+
+def _told(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that have a value: to Prometheus an empty one is none."""
+    return {name: value for name, value in labels.items() if value}

@@ -62,6 +62,8 @@ def kernels(named_modules: Iterator[tuple[str, Any]]) -> dict[str, str]:
         multiplies = hasattr(layer, "input_size") or hasattr(layer, "moe_config")
         if method is not None and (multiplies or kind == "lm_head"):
             found[kind][kernel_of(layer, method)] += 1
+    if "lm_head" in found:  # else the embedding is the head as well
+        found.pop("embed_tokens", None)
     return {kind: _text(counts) for kind, counts in found.items()}
 
 

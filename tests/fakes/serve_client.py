@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import psutil
@@ -44,6 +45,15 @@ def direct_ports(pid: int) -> list[int]:
     connections = psutil.Process(pid).net_connections("tcp")
     listening = [item.laddr for item in connections if item.status == psutil.CONN_LISTEN]
     return [address.port for address in listening if 30000 <= address.port < 31000]
+
+
+def metrics_file(pid: int) -> Path:
+    """Where Ray lists the metrics pages of the `serve run` with this process id.
+
+    The file of the same name in /tmp/ray itself is that of the machine's last instance.
+    """
+    (found,) = Path("/tmp/ray").glob(f"session_*_{pid}/prom_metrics_service_discovery.json")
+    return found
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:

@@ -33,6 +33,7 @@ def serve_config(
     fallback: tuple[str, ...] = ("a", "b", "c"),
     routers: int = 2,
     router_args: dict | None = None,
+    replicas: dict[str, int] | None = None,
 ) -> dict:
     """A Serve config like configs/local.yaml, with fake engines."""
     shares = {**dict.fromkeys(SCRIPTS, 0), **(shares or SHARES)}
@@ -55,6 +56,9 @@ def serve_config(
             "name": name,
             "route_prefix": f"/variants/{name}",
             "import_path": "serve_app.app:variant",
+            "deployments": [
+                {"name": "VariantServer", "num_replicas": (replicas or {}).get(name, 1)}
+            ],
             "args": {
                 "model": MODEL,
                 "name": name,

@@ -110,6 +110,13 @@ def test_only_what_multiplies_by_weights_is_told():
     ) == {"lm_head": "UnquantizedLinearMethod", "experts": "UnquantizedLinearMethod"}
 
 
+def test_an_embedding_multiplies_only_where_it_is_the_head_as_well():
+    embedding = ("embed_tokens", linear(UnquantizedLinearMethod()))
+    head = ("lm_head", SimpleNamespace(quant_method=UnquantizedLinearMethod()))
+    assert set(kinds(embedding, head)) == {"lm_head"}
+    assert set(kinds(embedding)) == {"embed_tokens"}
+
+
 def test_every_attention_backend_is_told_once():
     flash, other = (SimpleNamespace(get_name=lambda n=n: n) for n in ("FLASH_ATTN", "CPU_ATTN"))
     layers = [("a", SimpleNamespace(attn_backend=each)) for each in (flash, other, flash)]
