@@ -144,10 +144,13 @@ class HttpTarget:
                 if not reply.ends_with_connection:
                     raise ConnectionResetError("connection closed by the server")
                 break
-            feed(data)
-            if exchange.status is None and reply.has_headers:
-                exchange.status = parser.get_status_code()
-        return reply.is_complete and parser.should_keep_alive()
+            try:
+                feed(data)
+            finally:
+                if exchange.status is None and reply.has_headers:
+                    exchange.status = parser.get_status_code()
+        # the parser forgets whether the connection stays once the message is complete
+        return parser.get_http_version() == "1.1" and reply.leaves_open
 
 
 def auth_headers(api_key_env: str | None) -> dict[str, str]:
@@ -170,9 +173,16 @@ class _Reply:
 
     @property
     def ends_with_connection(self) -> bool:
+        """Whether nothing but the end of the connection ends the body."""
         headers = self._exchange.headers
         has_length = "content-length" in headers or "transfer-encoding" in headers
         return self.has_headers and not has_length
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether another request may follow on the connection."""
+        is_closing = "close" in self._exchange.headers.get("connection", "").lower()
+        return self.is_complete and not self.ends_with_connection and not is_closing
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._exchange.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
