@@ -126,7 +126,11 @@ BURST_HEADER = BURSTGPT.splitlines(keepends=True)[0]
         ("azure", HEADER + "2024-05-10 00:00:06,1\n", ":3: need"),
         ("azure", HEADER + "2024-05-10 00:00:06,1,-1\n", ":3: need .*-1 tokens"),
         ("azure", HEADER + "2024-05-10 00:00:06,1.5,1\n", ":3: need"),
-        ("azure", HEADER + "\n2024-05-10 00:00:04,1,1\n", ":4: need .* in the order of time"),
+        (
+            "azure",
+            HEADER + "\n2024-05-10 00:00:09,1,1\n2024-05-10 00:00:07,1,1\n",
+            ":5: need .* 2 s before",
+        ),
         ("burstgpt", HEADER, ":1: need the columns Timestamp"),
         ("burstgpt", BURST_HEADER + "nan,ChatGPT,1,1,2,API log\n", ":2: need .* no time"),
         ("burstgpt", BURST_HEADER + "inf,ChatGPT,1,1,2,API log\n", ":2: need .* no time"),
