@@ -84,3 +84,58 @@ def test_errors_inside_the_stream_and_nonsense_are_kept():
     assert "boom" in reading.error
     assert reading.malformed
     assert read_stream([(0, b": comment\r\n\r\ndata: [DONE]\r\n\r\n")]).is_done
+
+
+def test_several_events_in_a_piece_share_its_stamp_and_a_split_event_has_the_later_one():
+    one = delta(content="a")
+    reading = read_stream([(1, one + one + one[:9]), (2, one[9:-2]), (3, one[-2:] + one[:-1])])
+    assert reading.token_ns == [1, 1, 3, 3]
+    assert reading.text == ["a"] * 4
+
+
+def test_crlf_comments_and_other_fields_are_no_events():
+    raw = b": ping\r\n\r\nevent: message\r\nid: 7\r\nretry: 10\r\n"
+    raw += delta(content="a").replace(b"\n", b"\r\n") + b"data:[DONE]\r\n\r\n"
+    reading = read_stream([(5, raw)])
+    assert (reading.token_ns, reading.text) == ([5], ["a"])
+    assert reading.is_done and reading.malformed is None
+
+
+@given(st.text(min_size=1), st.booleans())
+def test_any_text_is_read_as_it_was_meant(text, is_ascii):
+    fields = {"choices": [{"index": 0, "delta": {"content": text}}]}
+    raw = b"data: " + json.dumps(fields, ensure_ascii=is_ascii).encode("utf-8", "replace") + b"\n\n"
+    reading = read_stream([(1, raw), (2, b"data: [DONE]\n\n")])
+    assert reading.token_ns == [1]
+    assert reading.is_done and reading.malformed is None
+    assert reading.text == [json.loads(raw[6:])["choices"][0]["delta"]["content"]]
+
+
+def test_words_of_the_protocol_inside_a_text_are_text():
+    text = '"content":"" data: [DONE] {"usage":{"completion_tokens":9}}\n\ndata: [DONE]\n\n'
+    reading = read_stream([(1, delta(content=text))])
+    assert reading.text == [text]
+    assert not reading.is_complete and reading.output_tokens is None
+
+
+def test_an_event_is_one_stamp_however_many_choices_and_tokens_it_has():
+    choice = {"delta": {"content": "some tokens at once", "reasoning": "hm"}}
+    reading = read_stream([(4, event(choices=[choice, choice]))])
+    assert reading.token_ns == [4]
+
+
+def test_usage_that_comes_with_every_event_ends_as_the_last_one():
+    counts = [{"prompt_tokens": 9, "completion_tokens": n} for n in (1, 2)]
+    stream = [event(choices=[{"delta": {"content": "a"}}], usage=usage) for usage in counts]
+    reading = read_stream([*enumerate(stream), (9, event(choices=None, usage=None))])
+    assert (reading.prompt_tokens, reading.output_tokens) == (9, 2)
+    assert reading.token_ns == [0, 1]
+    assert not reading.is_complete  # usage alone is no end
+
+
+def test_what_follows_nonsense_is_still_read():
+    bad = [b"data: 7\n\n", b'data: {"choices":[{"delta":{"content":5}}]}\n\n', b"data: \xff\n\n"]
+    for nonsense in bad:
+        reading = read_stream([(0, nonsense), (1, delta(content="a")), (2, b"data: [DONE]\n")])
+        assert reading.malformed and reading.is_done
+        assert reading.token_ns == [1]
