@@ -279,6 +279,7 @@ def test_deadlines_of_many_requests_are_each_their_own():
         waiting = [threading.Thread(target=wait, args=(each,), daemon=True) for each in limits_s]
         for thread in waiting:
             thread.start()
+            time.sleep(0.02)  # the watch is already asleep until the later deadline
         for thread in waiting[:3]:
             thread.join(3)
         took_s = {limit: (e.t_end_ns - e.t_send_ns) / 1e9 for limit, e in seen.items()}
