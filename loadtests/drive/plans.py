@@ -1,5 +1,6 @@
 """From a run's manifest to its cells and the bodies of its requests."""
 
+from loadtests.analyse.search import SearchCells
 from loadtests.campaign import Campaign
 from loadtests.drive.conductor import Body
 from loadtests.plan.cells import Planner, plan_cells
@@ -22,6 +23,4 @@ def plan_of(manifest: Manifest, campaign: Campaign) -> tuple[CellSource, Body]:
 
     if campaign.search is None:
         return plan_cells(campaign, prompts), body
-    from loadtests.analyse.search import SearchCells
-
-    return SearchCells(campaign, Planner(campaign, len(prompts))), body
+    return SearchCells(Planner(campaign, len(prompts))), body
