@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -122,7 +122,10 @@ def drawn(progress: Progress, left_s: float | None) -> RenderableType:
         Text(f"{progress.cell_over}{planned} in this cell, {progress.over} in all"), failed
     )
     figures.add_row(Text(f"TTFT {ttft(progress)}"), Text(f"{progress.in_flight} in flight"))
-    return Group(head, bar, figures)
+    lines = Table.grid(expand=True)
+    for line in (head, bar, figures):
+        lines.add_row(line)
+    return lines
 
 
 def where(progress: Progress) -> str:

@@ -121,9 +121,11 @@ def read_result(folder: Path) -> CampaignResult:
 def result_of(run: RawRun) -> CampaignResult:
     """The result of what was read."""
     is_complete = run.ending is not None and run.ending.reason is EndReason.COMPLETE
-    shards = shard_problems(
-        run.cells, run.records, run.runs, run.manifest.n_workers, is_complete=is_complete
-    )
+    shards: tuple[str, ...] = ()
+    if run.ending is not None:  # a killed run may end in any line: its whole cells still count
+        shards = shard_problems(
+            run.cells, run.records, run.runs, run.manifest.n_workers, is_complete=is_complete
+        )
     return CampaignResult(
         folder=run.folder,
         manifest=run.manifest,

@@ -45,7 +45,7 @@ MAX_REASONS = 12
 
 def print_result(result: CampaignResult, console: Console) -> None:
     """Print the tables, who is better, the verdict with its reasons, and where the report is."""
-    printnew_table(result, console)
+    print_table(result, console)
     if result.saturation:
         print_saturation(result, console)
     else:
@@ -57,7 +57,7 @@ def print_result(result: CampaignResult, console: Console) -> None:
     console.print(f"Report: {RunFiles(result.folder).report_html}", soft_wrap=True, markup=False)
 
 
-def printnew_table(result: CampaignResult, console: Console) -> None:
+def print_table(result: CampaignResult, console: Console) -> None:
     """Print one table per stage, why rows are invalid, and whether to trust them."""
     columns = result.manifest.columns
     changes = {(c.stage, c.variant, c.metric, c.p): c.change for c in result.comparisons}

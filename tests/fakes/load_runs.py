@@ -34,7 +34,13 @@ def campaign(**changes: Any) -> dict[str, Any]:
         "stages": [
             {"name": "light", "kind": "poisson", "rate_per_s": 4, "duration_s": 10},
             {"name": "medium", "kind": "poisson", "rate_per_s": 8, "duration_s": 10},
-            {"name": "heavy", "kind": "gamma", "rate_per_s": 14, "burstiness": 0.5, "duration_s": 10},
+            {
+                "name": "heavy",
+                "kind": "gamma",
+                "rate_per_s": 14,
+                "burstiness": 0.5,
+                "duration_s": 10,
+            },
         ],
         "blocks": 6,
         "seed": 3,
@@ -64,22 +70,27 @@ class FakeRun:
 
     def write_manifest(self, n_cells: int | None, **changes: Any) -> None:
         facts = {
-            name: VariantFacts(replicas=1, facts={"engine": "vLLM 0.32.0", "kernel": f"{name}-gemm"})
+            name: VariantFacts(
+                replicas=1, facts={"engine": "vLLM 0.32.0", "kernel": f"{name}-gemm"}
+            )
             for name in self._plan["target"]["variants"]
         }
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             started_at="2026-11-21T12:00:00+00:00",
             host={
-                "machine": "x86_64", "cpus": "16", "python": "3.11.7",
-                "locust": "2.47.0", "quantile": "0.1.0",
+                "machine": "x86_64",
+                "cpus": "16",
+                "python": "3.11.7",
+                "locust": "2.47.0",
+                "quantile": "0.1.0",
             },
             campaign=self._plan,
             n_workers=self._n_workers,
             n_cells=n_cells,
             inputs={"prompts.jsonl": "9f" * 32},
             variants=facts,
-            columns={"bytes seen": {name: "1,234,567" for name in SPEED}},
+            columns={"bytes seen": dict.fromkeys(SPEED, "1,234,567")},
         )
         self.files.write_manifest(msgspec.structs.replace(manifest, **changes))
 
@@ -107,7 +118,9 @@ class FakeRun:
         )  # fmt: skip
         _append(self.files.cells, [plan])
         _append(self.files.records, records)
-        _append(self.files.runs, [self._run(cell, w, records, end_ns) for w in range(self._n_workers)])
+        _append(
+            self.files.runs, [self._run(cell, w, records, end_ns) for w in range(self._n_workers)]
+        )
         self._add_samples(variant, rate_per_s, end_ns)
         self._start_ns += end_ns + NS_PER_S // 5
         self._n_cells += 1
@@ -137,7 +150,9 @@ class FakeRun:
             prompt_tokens=40, output_tokens=tokens,
         )  # fmt: skip
 
-    def _run(self, cell: int, worker: int, records: Sequence[RequestRecord], end_ns: int) -> CellRun:
+    def _run(
+        self, cell: int, worker: int, records: Sequence[RequestRecord], end_ns: int
+    ) -> CellRun:
         mine = [r for r in records if r.worker == worker]
         stays = sum(r.t_end_ns - r.t_send_ns for r in mine if r.t_end_ns and r.t_send_ns)
         return CellRun(
@@ -188,7 +203,7 @@ def write_search(folder: Path, rates: Mapping[str, Sequence[float]] | None = Non
     plan = search_campaign()
     run = FakeRun(folder, plan)
     run.write_manifest(None)
-    tried = rates or {name: (8.0, 16.0, 22.6, 27.0) for name in SPEED}
+    tried = rates or dict.fromkeys(SPEED, (8.0, 16.0, 22.6, 27.0))
     for turn in range(max(map(len, tried.values()))):
         for variant, each in tried.items():
             if turn < len(each):

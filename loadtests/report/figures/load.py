@@ -81,4 +81,6 @@ def _line(axes: Any, points: Sequence[tuple[float, float]], i: int) -> None:
               marker=marker_of(i), markersize=5)  # fmt: skip
     for x, y in points:
         if math.isinf(y):
-            axes.plot([x], [0.98], color=colour_of(i), marker="x", transform=axes.get_xaxis_transform())
+            axes.plot(
+                [x], [0.98], color=colour_of(i), marker="x", transform=axes.get_xaxis_transform()
+            )
