@@ -14,8 +14,8 @@ from loadtests.analyse.nouns import Share, Verdict
 from loadtests.analyse.stats import effective_size
 
 _TAIL = (1 - CONFIDENCE) / 2
-_MOST = 1 << 32
-"""Beyond so many requests no number is named."""
+_MOST = 10_000_000
+"""Beyond so many requests no number is named: the share is the target."""
 
 
 def share_of(cells: Sequence[Sequence[bool]]) -> Share:
@@ -50,7 +50,7 @@ def judge(share: Share, target: float) -> tuple[Verdict, str]:
     if share.high < target:
         return Verdict.FAIL, f"{seen}, target {_percent(target)}"
     need = requests_needed(share, target)
-    more = "no number would decide" if need is None else f"need about {need} requests"
+    more = "too near to decide" if need is None else f"need about {need} requests"
     return Verdict.INCONCLUSIVE, f"{seen} holds the target {_percent(target)}: {more}"
 
 

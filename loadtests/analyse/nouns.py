@@ -1,6 +1,7 @@
 """What the analysis finds: plain data, as `report.json` holds it. Times in ms, rates per second."""
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -149,3 +150,26 @@ class Saturation(msgspec.Struct, frozen=True, kw_only=True):
     where `max_repeats` cells did not decide."""
     confirmed_fail_per_s: float | None = None
     """The lowest rate above it whose interval lies below the target."""
+
+
+class RunChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric of one variant at one stage: run B against run A."""
+
+    stage: str
+    variant: str
+    metric: str
+    p: float | None
+    n_blocks: tuple[int, int]
+    """Of A and of B."""
+    values: tuple[float | None, float | None]
+    kind: Literal["ratio", "difference"]
+    """What `effect` and its interval are: B / A, or B - A for shares."""
+    effect: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_adjusted: float | None
+    change: Change
+    reason: str
+    rules_out_worse: bool
+    """Whether the interval leaves no room for a change for the worse beyond the margin."""

@@ -72,7 +72,7 @@ def sign_flip_p(logs: Sequence[float]) -> float:
     """
     n = len(logs)
     values = np.asarray(logs, dtype=np.float64)
-    seen = abs(float(values.sum())) - 1e-12
+    seen = abs(float(values.sum())) * (1 - 1e-9)
     if n <= MAX_EXACT:
         bits = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
         return float((np.abs((1 - 2 * bits) @ values) >= seen).mean())

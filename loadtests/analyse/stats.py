@@ -88,7 +88,7 @@ def quantiles(
         samples, [rank(n, q.p) for q in wanted], block_length(n, autocorrelation(cells))
     )
     by_p = {q.p: ends for q, ends in zip(wanted, intervals, strict=True)}
-    return tuple(_with_bootstrap(q, *by_p[q.p]) if q.p in by_p else q for q in plain)
+    return tuple(with_bootstrap(q, *by_p[q.p]) if q.p in by_p else q for q in plain)
 
 
 def _tail(q: Quantile) -> float | None:
@@ -112,7 +112,7 @@ def _quantile(ordered: NDArray[np.float64], p: float, n_eff: int) -> Quantile:
     return Quantile(p=p, value=value, n=n, low=low, high=high, reason=reason)
 
 
-def _with_bootstrap(q: Quantile, low: float, high: float) -> Quantile:
+def with_bootstrap(q: Quantile, low: float, high: float) -> Quantile:
     """`q` with its bootstrap interval, and a note where the two disagree much."""
     note = None
     if q.low is not None and q.high is not None and math.isfinite(q.high) and math.isfinite(high):

@@ -6,16 +6,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from loadtests.analyse.stats import effective_size, interval_ranks, nearest_rank, quantile
+from loadtests.analyse import distributions
+from loadtests.analyse.bootstrap import block_length, percentile_intervals
+from loadtests.analyse.stats import (
+    MIN_SAMPLES,
+    PERCENTILES,
+    Quantile,
+    autocorrelation,
+    effective_size,
+    interval_ranks,
+    nearest_rank,
+    quantile,
+    quantiles,
+    with_bootstrap,
+)
 
 finite = st.floats(min_value=0, max_value=1e6, allow_nan=False)
-percentile = st.sampled_from([0.5, 0.95, 0.99, 0.999])
+percentile = st.sampled_from(PERCENTILES)
+INF = math.inf
 
 
-@given(st.lists(finite, min_size=1, max_size=400), percentile)
+@given(st.lists(st.one_of(finite, st.just(INF)), min_size=1, max_size=400), percentile)
 def test_nearest_rank_is_numpys_inverted_cdf(samples, p):
-    ordered = sorted(samples)
-    assert nearest_rank(ordered, p) == np.percentile(samples, p * 100, method="inverted_cdf")
+    assert nearest_rank(sorted(samples), p) == np.quantile(samples, p, method="inverted_cdf")
 
 
 @given(st.lists(finite, min_size=20, max_size=400), percentile)
@@ -29,27 +42,40 @@ def test_a_percentile_is_a_sample_inside_its_interval(samples, p):
     assert q.high is None or q.high >= q.value
 
 
-@pytest.mark.parametrize(("p", "need"), [(0.5, 1), (0.95, 20), (0.99, 100), (0.999, 1000)])
+@pytest.mark.parametrize(("p", "need"), list(MIN_SAMPLES.items()))
 def test_too_small_a_sample_gives_none_and_says_why(p, need):
     assert quantile([1.0] * need, p).value == 1.0
     short = quantile([1.0] * (need - 1), p)
-    assert short.value is None and short.low is None
-    assert short.reason == f"need n >= {need}, have {need - 1}"
+    assert short == Quantile(p, None, need - 1, reason=f"need n >= {need}, have {need - 1}")
+
+
+def test_smallest_samples_are_those_from_which_a_sample_lies_above():
+    assert PERCENTILES == tuple(MIN_SAMPLES) == (0.5, 0.9, 0.95, 0.99, 0.999)
+    assert quantile([1.0] * 40, 0.975).value == 1.0
+    assert quantile([1.0] * 39, 0.975).reason == "need n >= 40, have 39"
 
 
 @given(st.integers(0, 30))
 def test_failures_are_infinite_samples(n_failures):
-    q = quantile([1.0] * 970, 0.99, n_failures)
+    q = quantile([1.0] * 970 + [INF] * n_failures, 0.99)
     n = 970 + n_failures
     assert math.isinf(q.value) == (n_failures > n - math.ceil(0.99 * n))
     assert (q.reason is not None) == math.isinf(q.value)
     assert q.n == n
 
 
-def test_all_failed():
-    q = quantile([], 0.5, 3)
+def test_all_failed_and_none():
+    q = quantile([INF] * 3, 0.5)
     assert math.isinf(q.value) and q.reason == "infinite: 100.0% of the requests failed"
-    assert quantile([], 0.5).value is None
+    assert quantile([], 0.5) == Quantile(0.5, None, 0, reason="need n >= 1, have 0")
+    assert quantiles([], bootstrap=True)[0].value is None
+    assert quantiles([[], []])[0].value is None
+
+
+def test_cells_are_pooled():
+    parts = [[3.0, 1.0], [], [2.0, 9.0, 4.0]]
+    assert [q.value for q in quantiles(parts, (0.5, 0.9))] == [3.0, None]
+    assert quantiles(parts, (0.5,))[0].n == 5
 
 
 @pytest.mark.parametrize(("p", "smallest"), [(0.95, 72), (0.99, 368), (0.999, 3688)])
@@ -60,23 +86,53 @@ def test_a_two_sided_interval_exists_from_the_known_sample_size_on(p, smallest):
 
 
 @given(st.integers(1, 3000), percentile)
-def test_interval_ranks_cover_with_the_stated_confidence(n, p):
+def test_interval_ranks_cover_with_the_stated_confidence_and_no_more(n, p):
     lower, upper = interval_ranks(n, p)
     below = scipy_stats.binom(n, p)
     if lower is not None:
-        assert below.sf(lower - 1) >= 0.975 - 1e-9
+        assert below.sf(lower - 1) >= 0.975 - 1e-9 > below.sf(lower) - 2e-9
     if upper is not None:
-        assert below.cdf(upper - 1) >= 0.975 - 1e-9
+        assert below.cdf(upper - 1) >= 0.975 - 1e-9 > below.cdf(upper - 2) - 2e-9
 
 
-def test_the_interval_covers_the_true_percentile_as_often_as_it_says():
-    rng = np.random.default_rng(5)
-    true = scipy_stats.expon.ppf(0.95)
+def series(rng, n, rho):
+    """Lognormal, of a first-order autoregressive series."""
+    noise, values = rng.normal(size=n), np.empty(n)
+    values[0] = noise[0] / math.sqrt(1 - rho**2)
+    for i in range(1, n):
+        values[i] = rho * values[i - 1] + noise[i]
+    return np.exp(0.6 * values)
+
+
+@pytest.mark.parametrize(
+    ("rho", "least", "least_bootstrap"), [(0.0, 0.9, 0.88), (0.5, 0.9, 0.84), (0.8, 0.9, 0.8)]
+)
+def test_both_intervals_cover_the_true_percentile_about_as_often_as_they_say(
+    rho, least, least_bootstrap
+):
+    rng = np.random.default_rng(11)
+    deviation = 0.6 / math.sqrt(1 - rho**2)
+    hits = {p: [0, 0] for p in (0.5, 0.9)}
+    for _ in range(80):
+        cells = series(rng, 900, rho).reshape(3, 300)
+        for q in quantiles(cells, tuple(hits), bootstrap=True):
+            true = math.exp(deviation * scipy_stats.norm.ppf(q.p))
+            hits[q.p][0] += q.low <= true <= q.high
+            hits[q.p][1] += q.bootstrap_low <= true <= q.bootstrap_high
+    for by_ranks, by_bootstrap in hits.values():
+        assert by_ranks / 80 >= least
+        assert least_bootstrap <= by_bootstrap / 80 <= 1
+
+
+def test_an_interval_as_for_independent_samples_would_not_cover():
+    """What the effective size is for: without it, half of the intervals miss."""
+    rng = np.random.default_rng(3)
+    lowest, highest = interval_ranks(900, 0.5)
     hits = 0
-    for _ in range(400):
-        q = quantile(list(rng.exponential(size=300)), 0.95)
-        hits += q.low <= true <= q.high
-    assert hits / 400 > 0.92
+    for _ in range(200):
+        ordered = np.sort(series(rng, 900, 0.8))
+        hits += ordered[lowest - 1] <= 1.0 <= ordered[highest - 1]
+    assert hits / 200 < 0.65
 
 
 def test_dependent_samples_count_for_less():
@@ -85,10 +141,113 @@ def test_dependent_samples_count_for_less():
     chain = [0.0]
     for each in noise:
         chain.append(0.5 * chain[-1] + each)
-    assert effective_size(list(noise)) > 3600
-    assert effective_size(chain) == pytest.approx(4000 / 3, rel=0.15)
-    assert effective_size([1.0] * 50) == 50
-    assert effective_size([]) == 0
+    assert effective_size([noise]) > 3600
+    assert effective_size([chain]) == pytest.approx(4000 / 3, rel=0.15)
+    assert effective_size([[1.0] * 50]) == 50
+    assert effective_size([[0.1 + 0.2] * 50]) == 50
+    assert effective_size([]) == 0 and effective_size([[1.0], [2.0]]) == 2
     free, bound = quantile(sorted(noise)[::2], 0.95), quantile(list(noise), 0.95)
     assert free.high is None  # sorted: next to no independent samples
     assert bound.high - bound.low < 0.3
+
+
+def test_neighbours_in_different_cells_are_no_pair():
+    rises = [list(range(10)) for _ in range(20)]
+    falls = [cell[::-1] for cell in rises]
+    apart = autocorrelation(rises)
+    assert apart == pytest.approx(autocorrelation(falls))
+    assert apart > autocorrelation([np.concatenate(rises)])  # its jumps from 9 to 0 count not
+    levels = [[1.0, 1.1] * 20, [9.0, 9.1] * 20]
+    assert autocorrelation(levels) > 0.9  # a difference between cells is dependence
+
+
+def test_failures_in_a_row_are_dependent_and_apart_they_are_not():
+    ok = [1.0 + 0.01 * (i * 7 % 10) for i in range(200)]
+    row = [*ok, *[INF] * 40]
+    apart = [INF if i % 6 == 3 else 1.0 + 0.01 * (i * 7 % 10) for i in range(240)]
+    assert effective_size([row]) < 10
+    assert effective_size([apart]) == 240
+
+
+def test_block_length_grows_with_dependence_and_is_bounded():
+    assert block_length(1000, 0.0) == 1
+    assert block_length(1000, 0.5) == math.ceil((1.5 * (4 / 3) ** 2 * 1000) ** (1 / 3)) == 14
+    assert block_length(1000, 0.999) == math.ceil(3 * math.sqrt(1000))
+    assert block_length(6, 0.99) == 2
+    assert block_length(1, 0.9) == 1
+
+
+def test_the_bootstrap_is_that_of_its_definition():
+    """Against the same draws taken in plain Python."""
+    samples = np.array([5.0, 1.0, 4.0, INF, 2.0, 8.0, 7.0])
+    ((low, high),) = percentile_intervals(samples, [4], length=3, seed=7, n_resamples=200)
+    starts = np.random.default_rng(7).integers(0, 7, size=(200, 3))
+    found = sorted(
+        sorted([samples[(s + i) % 7] for s in row for i in range(3)][:7])[3] for row in starts
+    )
+    assert (low, high) == (found[5], found[194])
+
+
+def test_the_bootstrap_agrees_with_scipys_on_independent_samples():
+    samples = np.random.default_rng(2).lognormal(3, 0.5, 600)
+    ours = quantiles([samples], (0.95,), bootstrap=True)[0]
+    theirs = scipy_stats.bootstrap(
+        (samples,),
+        lambda x, axis: np.percentile(x, 95, axis=axis, method="inverted_cdf"),
+        n_resamples=1000,
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    assert ours.bootstrap_low == pytest.approx(theirs.low, rel=0.03)
+    assert ours.bootstrap_high == pytest.approx(theirs.high, rel=0.03)
+
+
+def test_the_bootstrap_is_left_out_where_the_tail_is_too_thin_and_is_the_same_each_time():
+    samples = list(np.random.default_rng(2).lognormal(3, 0.5, 499))
+    by_p = {q.p: q for q in quantiles([samples], bootstrap=True)}
+    assert by_p[0.99].value is not None and by_p[0.99].bootstrap_low is None
+    assert by_p[0.95].bootstrap_low < by_p[0.95].value < by_p[0.95].bootstrap_high
+    assert quantiles([samples], (0.95,), bootstrap=True) == (by_p[0.95],)
+    assert quantiles([samples], (0.95,))[0].bootstrap_low is None
+
+
+def test_intervals_that_disagree_much_are_noted():
+    q = Quantile(0.5, 10.0, 400, low=9.0, high=11.0)
+    for low, high in ((9.5, 10.5), (8.0, 12.0), (10.5, 12.5)):
+        both = with_bootstrap(q, low, high)
+        assert (both.bootstrap_low, both.bootstrap_high, both.note) == (low, high, None)
+    for low, high in ((9.8, 10.2), (5.0, 15.0), (11.5, 12.5)):
+        assert "disagree" in with_bootstrap(q, low, high).note
+    assert with_bootstrap(Quantile(0.9, 10.0, 40, low=9.0), 9.9, 10.1).note is None
+
+
+SHAPE = st.floats(0.3, 5000)
+
+
+@given(st.floats(0, 1), SHAPE, SHAPE)
+def test_beta_cdf_is_scipys(x, a, b):
+    assert distributions.beta_cdf(x, a, b) == pytest.approx(
+        scipy_stats.beta.cdf(x, a, b), rel=1e-8, abs=1e-12
+    )
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.6, 500))
+def test_t_quantile_is_scipys(q, df):
+    want = scipy_stats.t.ppf(q, df)
+    assert distributions.t_quantile(q, df) == pytest.approx(want, rel=1e-7, abs=1e-9)
+    assert distributions.t_cdf(want, df) == pytest.approx(q, rel=1e-8)
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_clopper_pearson_is_scipys(n, share):
+    k = round(n * share)
+    want = scipy_stats.binomtest(k, n).proportion_ci(0.95, "exact")
+    have = distributions.clopper_pearson(k, n)
+    assert have == pytest.approx((want.low, want.high), rel=1e-7, abs=1e-10)
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 80), st.integers(1, 80))
+def test_fisher_is_scipys(k_a, n_a, k_b, n_b):
+    k_a, k_b = min(k_a, n_a), min(k_b, n_b)
+    want = scipy_stats.fisher_exact([[k_a, n_a - k_a], [k_b, n_b - k_b]]).pvalue
+    assert distributions.fisher_exact(k_a, n_a, k_b, n_b) == pytest.approx(want, rel=1e-7)
