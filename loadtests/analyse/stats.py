@@ -81,20 +81,18 @@ def quantiles(
     ordered = np.sort(samples)
     n_eff = effective_size(cells)
     plain = [_quantile(ordered, p, n_eff) for p in percentiles]
-    wanted = [q for q in plain if bootstrap and q.value is not None and _tail(q) is not None]
+    wanted = [q.p for q in plain if bootstrap and _has_tail(q)]
     if not wanted:
         return tuple(plain)
-    intervals = percentile_intervals(
-        samples, [rank(n, q.p) for q in wanted], block_length(n, autocorrelation(cells))
-    )
-    by_p = {q.p: ends for q, ends in zip(wanted, intervals, strict=True)}
+    length = block_length(n, autocorrelation(cells))
+    ends = percentile_intervals(samples, [rank(n, p) for p in wanted], length)
+    by_p = dict(zip(wanted, ends, strict=True))
     return tuple(with_bootstrap(q, *by_p[q.p]) if q.p in by_p else q for q in plain)
 
 
-def _tail(q: Quantile) -> float | None:
-    """Samples expected above the percentile; None if too few for the bootstrap."""
-    above = round(q.n * (1 - q.p), 9)
-    return above if above >= BOOTSTRAP_MIN_TAIL else None
+def _has_tail(q: Quantile) -> bool:
+    """Whether enough samples lie above the percentile for the bootstrap."""
+    return q.value is not None and round(q.n * (1 - q.p), 9) >= BOOTSTRAP_MIN_TAIL
 
 
 def _quantile(ordered: NDArray[np.float64], p: float, n_eff: int) -> Quantile:

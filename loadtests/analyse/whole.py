@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from loadtests.analyse.metrics import meets
 from loadtests.campaign import Slo
@@ -19,7 +20,7 @@ class WholeCell:
     records: tuple[RequestRecord, ...]
     """Of every phase and worker, in the order of `t_sched`."""
 
-    @property
+    @cached_property
     def measured(self) -> tuple[RequestRecord, ...]:
         """Records of the requests that were planned (in a closed loop: sent) in the window."""
         return tuple(r for r in self.records if r.phase == "measured")

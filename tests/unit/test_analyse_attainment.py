@@ -74,6 +74,11 @@ def test_so_many_requests_decide_and_fewer_do_not(n, seen, target):
     assert requests_needed(at, target) == pytest.approx(need * share.n_eff / n, abs=2)
 
 
+def test_dependent_requests_need_more_of_them():
+    free, bound = (Share(k=980, n=1000, low=0, high=1, n_eff=n_eff) for n_eff in (1000, 250))
+    assert requests_needed(bound, 0.99) == 4 * requests_needed(free, 0.99)
+
+
 def test_the_verdict_errs_as_rarely_as_it_says():
     """A server exactly at its target: pass and fail together in 5 % of the runs at most."""
     rng = np.random.default_rng(1)
