@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from loadtests.analyse.compare_runs import RunChange, RunComparison, RunData, compare_runs
-from loadtests.analyse.nouns import Change
+from loadtests.analyse.compare_runs import RunComparison, RunData, compare_runs
+from loadtests.analyse.nouns import Change, RunChange
 from loadtests.report.result import read_run, result_of
 from loadtests.report.rows import (
     factor_with_interval,

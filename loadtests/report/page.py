@@ -48,9 +48,9 @@ def render_page(
     """The page as text. Names, details and labels of the target are escaped."""
     drawn = {each.name: each for each in pictures}
     sections = [
+        _section("saturation", "Saturation", _saturation(result, drawn)),
         _section("summary", "Summary", _summary(result)),
         _section("comparison", "Comparison", _comparison(result, drawn)),
-        _section("saturation", "Saturation", _saturation(result, drawn)),
         _section("latency", "Latency", _latency(result, drawn)),
         _section("load", "Load", _figures(drawn, "load")),
         _section("timeline", "Timeline", _figures(drawn, "timeline", "scraped")),
@@ -271,7 +271,7 @@ def _kind(table: Table, i: int) -> str | None:
     """How a column is set: names and running text to the left, numbers to the right."""
     if i < table.n_names:
         return "name"
-    is_text = any(len(row[i].text) > LONG_CELL and " " in row[i].text for row in table.rows)
+    is_text = any(len(row[i].text) > LONG_CELL for row in table.rows)
     return "long" if is_text else None
 
 

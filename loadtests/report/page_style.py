@@ -61,7 +61,7 @@ span.same {{ color: var(--same); }} span.inconclusive, span.invalid {{ color: va
 .scroll {{ overflow-x: auto; margin: 0.6rem 0 1rem; }}
 table {{ border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }}
 caption {{ caption-side: top; text-align: left; padding: 0.3rem 0; }}
-th, td {{ padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid var(--grid);
+th, td {{ padding: 0.3rem 0.48rem; text-align: right; border-bottom: 1px solid var(--grid);
   overflow-wrap: normal; white-space: nowrap; }}
 thead th {{ vertical-align: bottom; border-bottom: 2px solid var(--muted); white-space: normal; }}
 th.name, th.long, td.long {{ text-align: left; }}

@@ -7,7 +7,7 @@ from loadtests.report.figures.knee import draw_knee
 from loadtests.report.figures.load import draw_load
 from loadtests.report.figures.percentiles import draw_percentiles
 from loadtests.report.figures.scraped import draw_scraped
-from loadtests.report.figures.style import Picture
+from loadtests.report.figures.style import Picture, lay_out
 from loadtests.report.figures.timeline import draw_timeline
 from loadtests.report.result import CampaignResult, RawRun
 from loadtests.report.samples import Samples
@@ -25,4 +25,7 @@ def draw_pictures(result: CampaignResult, run: RawRun, samples: Samples) -> tupl
         draw_errors(result),
         draw_scraped(result, run.samples, run.cells),
     )
-    return tuple(each for each in drawn if each is not None)
+    pictures = tuple(each for each in drawn if each is not None)
+    for each in pictures:
+        lay_out(each.figure)
+    return pictures

@@ -8,7 +8,8 @@ from loadtests.records.manifest import RunFiles
 from loadtests.report.document import Report, read_report
 from loadtests.report.rows import bracket, cells_of
 from loadtests.report.write import write_report
-from tests.fakes.load_runs import write_run, write_search
+from tests.fakes import load_runs
+from tests.fakes.load_runs import campaign, write_run, write_search
 
 TABLE = """Array.from(document.querySelectorAll("table")).map(table => ({
   caption: table.caption.textContent,
@@ -158,6 +159,35 @@ def test_a_killed_run_says_so_first(chromium, killed):
     headline = chromium.ask("document.querySelector('.verdict').textContent")
     assert "INCONCLUSIVE: the run is partial" in headline
     assert "PARTIAL: it was killed after 7 of 72 cells" in headline
+
+
+ONE_STAGE = {"name": "s", "kind": "poisson", "rate_per_s": 20, "duration_s": 2}
+ODD = {
+    "one variant, no slo": {"target": {"model": "m", "variants": ["bf16"]}, "slo": None},
+    "closed loop": {
+        "stages": [{"name": "s", "kind": "concurrency", "concurrency": 4, "duration_s": 2}]
+    },
+    "all failed": {},
+    "nothing ran": {},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_runs_have_a_page_too(chromium, tmp_path, name):
+    plan = campaign(stages=[ONE_STAGE], blocks=1) | ODD[name]
+    with pytest.MonkeyPatch.context() as patch:  # the fake engine's table of failures
+        if name == "all failed":
+            for variant in load_runs.SPEED:
+                patch.setitem(load_runs.FAILURES, variant, 100.0)
+        folder = write_run(tmp_path / "run", plan, keep=0 if name == "nothing ran" else None)
+    result = write_report(folder)
+    assert (result.summaries == ()) == (name == "nothing ran")
+    chromium.open(page_of(folder), width=400)
+    assert chromium.ask("document.querySelector('.verdict .answer').textContent")
+    assert chromium.ask(OVERFLOW) <= 0
+    assert chromium.console() == []
+    for each in chromium.ask(DRAWINGS):
+        assert each["height"] > 80
 
 
 def test_the_page_is_one_small_file(stages):

@@ -94,8 +94,19 @@ class FakeRun:
         )
         self.files.write_manifest(msgspec.structs.replace(manifest, **changes))
 
-    def add_cell(self, stage: str, block: int, variant: str, rate_per_s: float, s: float) -> None:
-        """One whole cell: its plan, its records and every worker's account of them."""
+    def add_cell(
+        self,
+        stage: str,
+        block: int,
+        variant: str,
+        rate_per_s: float,
+        s: float,
+        concurrency: int | None = None,
+    ) -> None:
+        """One whole cell: its plan, its records and every worker's account of them.
+
+        With `concurrency` a closed loop that came to `rate_per_s`.
+        """
         warmup_s, cooldown_s = self._plan["warmup_s"], self._plan["cooldown_s"]
         total_s = warmup_s + s + cooldown_s
         window_ns = (round(warmup_s * NS_PER_S), round((warmup_s + s) * NS_PER_S))
@@ -112,9 +123,9 @@ class FakeRun:
         end_ns = max([round(total_s * NS_PER_S), *(r.t_end_ns or 0 for r in records)])
         plan = CellPlan(
             index=cell, stage=stage, block=block, repeat=0, variant=variant,
-            rate_per_s=rate_per_s, concurrency=None, window_ns=window_ns,
-            end_ns=round(total_s * NS_PER_S), n_measured=phases.count("measured"),
-            start_ns=self._start_ns,
+            rate_per_s=None if concurrency else rate_per_s, concurrency=concurrency,
+            window_ns=window_ns, end_ns=round(total_s * NS_PER_S), start_ns=self._start_ns,
+            n_measured=0 if concurrency else phases.count("measured"),
         )  # fmt: skip
         _append(self.files.cells, [plan])
         _append(self.files.records, records)
@@ -185,7 +196,14 @@ def write_run(folder: Path, plan: dict[str, Any] | None = None, *, keep: int | N
     variants = plan["target"]["variants"]
     order = np.random.default_rng(plan["seed"])
     cells = [
-        (stage["name"], block, str(variant), stage["rate_per_s"], stage["duration_s"])
+        (
+            stage["name"],
+            block,
+            str(variant),
+            stage.get("rate_per_s", 10),
+            stage["duration_s"],
+            stage.get("concurrency"),
+        )
         for block in range(plan["blocks"])
         for stage in plan["stages"]
         for variant in order.permutation(variants)

@@ -43,7 +43,7 @@ def draw_comparison(result: CampaignResult) -> Picture | None:
         _draw_stage(axes, found, variants)
         axes.set_xlabel(f"ratio to {baseline}")
     _ticks(panels[0], [e for found in shown.values() for e in found])
-    add_legend(figure, variants, linestyle="")
+    add_legend(figure, variants, without=baseline, linestyle="")
     return Picture(
         name="comparison",
         title=f"Against {baseline}",

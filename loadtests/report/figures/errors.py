@@ -1,6 +1,6 @@
 """Failures by class, per stage and variant."""
 
-from loadtests.report.figures.style import COLOURS, Picture, new_figure
+from loadtests.report.figures.style import CLASS_COLOURS, Picture, new_figure
 from loadtests.report.result import CampaignResult
 from loadtests.report.stages import stage_rows
 
@@ -25,7 +25,8 @@ def draw_errors(result: CampaignResult) -> Picture | None:
         widths = [100 * row.errors.get(name, 0) / row.n_planned for _, row in rows]
         axes.barh(
             range(len(rows)), widths, left=left, height=0.66, label=name,
-            color=COLOURS[k % len(COLOURS)], hatch=HATCHES[k // len(COLOURS) % len(HATCHES)],
+            color=CLASS_COLOURS[k % len(CLASS_COLOURS)],
+            hatch=HATCHES[k // len(CLASS_COLOURS) % len(HATCHES)],
         )  # fmt: skip
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])

@@ -16,6 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 # Okabe-Ito: told apart by people with any colour vision
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#111111")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+CLASS_COLOURS = ("#b04070", "#ddaa33", "#44aa99", "#8899dd", "#999933", "#aa66bb", "#888888")
+"""Of error classes: none is a variant's colour."""
 INK, MUTED, GRID, BAD = "#1b1b1f", "#6b6b75", "#dcdce2", "#c02030"
 WIDTH_IN = 9.6
 RASTERISE_FROM = 2000
@@ -85,11 +87,14 @@ def marker_of(i: int) -> str:
     return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
-def add_legend(figure: Figure, variants: Sequence[str], **line: Any) -> None:
-    """A legend of the variants under the figure."""
+def add_legend(
+    figure: Figure, variants: Sequence[str], *, without: str | None = None, **line: Any
+) -> None:
+    """A legend of the variants under the figure, but for the one that it does not show."""
     handles = [
         Line2D([], [], color=colour_of(i), marker=marker_of(i), label=_legible(name), **line)
         for i, name in enumerate(variants)
+        if name != without
     ]
     longest = max(map(len, variants), default=1)
     columns = max(1, min(len(handles), int(110 / (longest + 8))))
@@ -110,6 +115,12 @@ def log_axis(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def lay_out(figure: Figure) -> None:
+    """Make room for the labels once, and not for each file that the figure is saved to."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def is_wide(values: Iterable[float]) -> bool:
