@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import pytest
 
 from loadtests.campaign import parse_campaign
 from loadtests.plan.cells import CLOSED_LOOP_POOL, Planner, input_files, plan_cells
+from loadtests.plan.segments import segments
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import NS_PER_S
 
@@ -74,6 +76,8 @@ def test_blocks_and_stages_ask_differently():
     assert len(requests) == 3 * 4
     contents = [tuple(r.turns for r in each) for each in requests]
     assert len(set(contents)) == 3 * 4
+    times = {tuple(r.offset_ns for r in each) for each in requests}
+    assert len(times) == 3 * 3 + 1, "all but evenly spaced arrivals are drawn anew"
 
 
 def test_a_blocks_requests_are_made_once():
@@ -132,6 +136,13 @@ def test_an_odd_start_of_the_window_keeps_phases_and_offsets_together():
     made = campaign(warmup_s=0.1 + 0.2, cooldown_s=1 / 3, workload=SYNTHETIC)
     for cell in cells(made, 0):
         assert all(r.phase == cell.phase_at(r.offset_ns) for r in cell.requests)
+
+
+def test_an_arrival_just_before_the_end_is_not_rounded_onto_the_next_segment():
+    made = campaign(warmup_s=0.3)
+    warmup, measured, _ = segments(made, made.stages[0])
+    assert warmup.offset_ns(math.nextafter(0.3, 0.0)) == measured.start_ns - 1
+    assert measured.offset_ns(0.0) == measured.start_ns == warmup.end_ns == 300_000_000
 
 
 def test_the_plan_follows_from_the_seed():
