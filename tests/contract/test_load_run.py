@@ -80,8 +80,11 @@ class _Listener(BaseHTTPRequestHandler):
     seen: list[dict]
 
     def do_POST(self) -> None:
+        now = {"t_ns": time.monotonic_ns()}
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.seen.append({"body": body} | {name.lower(): it for name, it in self.headers.items()})
+        self.seen.append(
+            {"body": body} | now | {name.lower(): it for name, it in self.headers.items()}
+        )
         self.send_error(404)
 
     def log_message(self, *args: object) -> None:
@@ -105,6 +108,17 @@ def test_a_request_carries_its_session_its_key_and_its_pin(tmp_path):
     assert {request["authorization"] for request in seen} == {"Bearer secret"}
     assert all(request["body"]["model"] == "m@a" for request in seen)
     assert all(request["body"]["min_tokens"] == 5 for request in seen)
+
+
+def test_all_workers_start_at_the_instant_that_was_written_down(tmp_path):
+    """By the server's clock, which is the machine's, as the run's epoch is."""
+    seen = _Listener.seen = []
+    with InBackground(ThreadingHTTPServer(("127.0.0.1", 0), _Listener)) as server:
+        raw = raw_campaign(server.url, stage={"rate_per_s": 5, "duration_s": 1.6})
+        run = LoadRun.new(tmp_path / "run", raw).play("--processes", "2")
+    start_ns = run.epoch_ns + run.cells[0].start_ns
+    came_ms = sorted((request["t_ns"] - start_ns) / 1e6 for request in seen)
+    assert came_ms == pytest.approx([200 * i for i in range(8)], abs=90)
 
 
 def test_a_missing_key_fails_the_run_with_its_name(tmp_path):

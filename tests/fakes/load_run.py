@@ -37,6 +37,7 @@ class LoadRun:
     """A folder with a manifest, and what the load process left in it."""
 
     files: RunFiles
+    epoch_ns: int = 0
 
     @classmethod
     def new(cls, folder: Path, raw: dict) -> "LoadRun":
@@ -49,8 +50,9 @@ class LoadRun:
         return cls(files)
 
     def command(self, *words: str) -> list[str]:
+        self.epoch_ns = time.monotonic_ns()
         main = [sys.executable, "-m", "loadtests.drive.main", str(self.files.folder)]
-        return [*main, "--epoch-ns", str(time.monotonic_ns()), *words]
+        return [*main, "--epoch-ns", str(self.epoch_ns), *words]
 
     @contextmanager
     def started(self, *words: str, **options: object) -> Iterator["subprocess.Popen[bytes]"]:

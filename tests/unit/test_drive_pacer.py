@@ -124,12 +124,13 @@ def test_a_user_that_finds_no_server_does_not_ask_again_at_once():
 
 def test_what_is_in_flight_when_the_cell_is_stopped_is_unfinished():
     records = []
-    pacer = CellPacer(a_shard([0, 10, 20, 5000], end_ns=9_000 * MS), Target(9.0), records.append)
+    target = Target(9.0)
+    pacer = CellPacer(a_shard([0, 10, 20, 5000], end_ns=9_000 * MS), target, records.append)
     running = gevent.spawn(pacer.run, time.monotonic_ns())
     gevent.sleep(0.05)
     assert pacer.in_flight == 3
     running.kill()
-    assert pacer.in_flight == 0
+    assert pacer.in_flight == 0 == target.open
     assert sorted(record.index for record in records) == [0, 1, 2]
     assert {record.error for record in records} == {ErrorClass.UNFINISHED}
     assert all(record.t_sched_ns <= record.t_send_ns < record.t_end_ns for record in records)
