@@ -113,7 +113,8 @@ class HttpTarget:
         return exchange
 
     def close(self) -> None:
-        """Close idle connections."""
+        """Close idle connections. No exchange may be open."""
+        self._deadlines.close()
         while self._idle:
             self._idle.pop().close()
 

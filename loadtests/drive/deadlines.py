@@ -55,13 +55,19 @@ class Deadlines:
         with self._changed:
             watch.sock = None
 
+    def close(self) -> None:
+        """End the thread; the next `watch` starts another. Nothing may be watched now."""
+        with self._changed:
+            self._thread = None
+            self._changed.notify_all()
+
     def _drop_released(self) -> None:
         while self._heap and self._heap[0][2].sock is None:
             heappop(self._heap)
 
     def _run(self) -> None:
         with self._changed:
-            while True:
+            while self._thread is threading.current_thread():
                 self._drop_released()
                 now_ns = self._clock_ns()
                 while self._heap and self._heap[0][0] <= now_ns:

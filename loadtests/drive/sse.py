@@ -66,14 +66,17 @@ _DECODER = msgspec.json.Decoder(_Event)
 
 
 def data_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Payload of each complete `data:` line, with the stamp of the piece that completed it."""
+    """Payload of each complete `data:` line, with the stamp of the piece that completed it.
+
+    An empty one is no event, says the SSE standard: some servers keep connections alive so.
+    """
     rest = b""
     for stamp_ns, data in pieces:
         lines = (rest + data if rest else data).split(b"\n")
         rest = lines.pop()
         for line in lines:
-            if line.startswith(b"data:"):
-                yield stamp_ns, line[5:].strip()
+            if line.startswith(b"data:") and (payload := line[5:].strip()):
+                yield stamp_ns, payload
 
 
 def read_stream(pieces: Iterable[Piece]) -> StreamReading:

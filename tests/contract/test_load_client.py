@@ -299,6 +299,23 @@ def test_a_connection_outlives_the_deadline_of_a_request_that_was_in_time():
     assert server.n_connections == 1
 
 
+def test_a_closed_target_leaves_no_thread_and_can_be_used_again():
+    def talk(peer: Peer) -> None:
+        while peer.request():
+            peer.say(whole(TOKEN, END))
+
+    n_threads = threading.active_count()
+    with serving(talk) as (_, target):
+        for _ in range(2):
+            assert recorded(ask(target)).error is None
+            target.close()
+        assert ask(target).error is None
+    until_s = time.monotonic() + 3
+    while threading.active_count() > n_threads and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert threading.active_count() <= n_threads
+
+
 def test_where_nobody_listens_there_is_no_connection():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -94,7 +94,7 @@ def test_several_events_in_a_piece_share_its_stamp_and_a_split_event_has_the_lat
 
 
 def test_crlf_comments_and_other_fields_are_no_events():
-    raw = b": ping\r\n\r\nevent: message\r\nid: 7\r\nretry: 10\r\n"
+    raw = b": ping\r\n\r\nevent: message\r\nid: 7\r\nretry: 10\r\n\r\ndata:\r\n\r\n"
     raw += delta(content="a").replace(b"\n", b"\r\n") + b"data:[DONE]\r\n\r\n"
     reading = read_stream([(5, raw)])
     assert (reading.token_ns, reading.text) == ([5], ["a"])
