@@ -32,11 +32,7 @@ def page_urls(metrics: Metrics) -> tuple[str, ...]:
     """
     found = list(metrics.urls)
     if metrics.file_sd is not None:
-        try:
-            groups = msgspec.json.decode(metrics.file_sd.read_bytes(), type=list[_Group])
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"not a list of targets: {error}") from error
-        for group in groups:
+        for group in msgspec.json.decode(metrics.file_sd.read_bytes(), type=list[_Group]):
             scheme, path = group.labels.get(_SCHEME, "http"), group.labels.get(_PATH, "/metrics")
             found += [f"{scheme}://{target}{path}" for target in group.targets]
     return tuple(dict.fromkeys(found))

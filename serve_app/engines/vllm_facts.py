@@ -9,14 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from serve_app.engines.vllm_memory import MemoryReport, tensors_bytes
+from serve_app.engines.vllm_memory import tensors_bytes
 
 _KERNELS = ("kernel", "fp8_linear", "linear_kernel", "moe_kernel")
 """Attributes under which vLLM's schemes and methods keep the kernel that they chose."""
 ARROW = " > "
 
 
-class FactsReport(MemoryReport):
+class FactsReport:
     """Mixed into vLLM's worker; every name must be one that no worker has."""
 
     def quantile_facts(self) -> dict[str, str]:
@@ -70,15 +70,8 @@ def kernels(named_modules: Iterator[tuple[str, Any]]) -> dict[str, str]:
 def kernel_of(layer: Any, method: Any) -> str:
     """Scheme or method, kernel and branch of one layer, as far as it has them."""
     scheme = getattr(layer, "scheme", None) or method
-    kernel = next(
-        (
-            held
-            for holder in (scheme, method)
-            for name in _KERNELS
-            if (held := getattr(holder, name, None)) is not None
-        ),
-        None,
-    )
+    held = (getattr(scheme, name, None) for name in _KERNELS)
+    kernel = next((each for each in held if each is not None), None)
     names = [type(scheme).__name__, kernel and type(kernel).__name__, _branch(layer, kernel)]
     return ARROW.join(name for name in names if name)
 

@@ -13,11 +13,12 @@ from loadtests.records.manifest import MetricSample, RunFiles
 from loadtests.records.record import read_lines
 from tests.fakes.gateway import Gateway, as_text
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 INTERVAL_S = 0.02
 SERIES = ["vllm:kv_cache_usage_perc", "ray_serve_num_*"]
 PAGE = """# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
 # TYPE vllm:kv_cache_usage_perc gauge
-vllm:kv_cache_usage_perc{engine="0",model_name="m@a"} 0.25
+vllm:kv_cache_usage_perc{engine="0",schema="",model_name="m@a"} 0.25
 vllm:kv_cache_usage_perc_more 9
 # TYPE ray_serve_num_requests counter
 ray_serve_num_requests_total{route="/v1, \\"x\\"",n="{}"} 7.0
@@ -122,6 +123,7 @@ def test_the_discovery_file_is_read_anew_each_time(gateway, tmp_path):
         as_text("ray_serve_num_x{a= 1\n"),
         as_text(b"ray_serve_num_x \xff\n"),
         as_text("ray_serve_num_x one\n"),
+        as_text('ray_serve_num_x{x="1", ="b"} 1\n'),  # the parser has an IndexError for it
         as_text("gone", 500),
     ],
 )
@@ -140,6 +142,19 @@ def test_a_broken_page_costs_its_own_samples_only_and_is_told_once(
     assert n >= 2
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"metrics: {n} x {gateway.url}/broken: ")
+
+
+@pytest.mark.parametrize("content", [None, "[{]", '{"targets": []}'])
+def test_without_a_readable_discovery_file_the_other_pages_are_read(gateway, tmp_path, content):
+    targets = tmp_path / "sd.json"
+    if content is not None:
+        targets.write_text(content)
+    urls = [f"{gateway.url}/metrics"]
+    scraper, samples = scraped(tmp_path, until(4), urls=urls, file_sd=str(targets))
+    assert len(samples) >= 4
+    ((text, n),) = scraper.failures.items()
+    assert "sd.json: " in text
+    assert n >= 2
 
 
 def test_a_campaign_without_any_of_its_series_is_told(gateway, tmp_path, caplog):

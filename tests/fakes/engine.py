@@ -11,6 +11,7 @@ class StubEngine:
         self.app = app
         self.context_length = 2048
         self.version = "stub"
+        self.facts = {"engine": "stub"}
         self.alive = True
         self.n_shutdowns = 0
         self.now = EngineLoad(running=0, waiting=0, kv_use=None)

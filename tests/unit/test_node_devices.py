@@ -8,7 +8,7 @@ import pytest
 from serve_app.domain.errors import ConfigError, EngineError
 from serve_app.domain.units import GIB
 from serve_app.node.devices import Holding
-from serve_app.node.host import HostMemory
+from serve_app.node.host import HostMemory, cpu_model
 from serve_app.node.nvml import NvmlDevice, assigned_gpus
 from tests.fakes.nvml import Card, FakeNvml
 
@@ -155,3 +155,12 @@ def test_host_memory_of_processes(tmp_path):
     assert len(host.holders()) >= 1
     sizes = [holding.bytes for holding in host.holders()]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_processors_own_name_or_none(tmp_path):
+    assert cpu_model(tmp_path) is None
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert cpu_model(tmp_path) is None, "ARM has no such line"
+    line = "model name\t: Intel(R) Xeon(R) @ 2.0: GHz\n"
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nprocessor\t: 1\n{line}")
+    assert cpu_model(tmp_path) == "Intel(R) Xeon(R) @ 2.0: GHz"
