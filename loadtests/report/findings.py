@@ -17,6 +17,8 @@ DECISIVE = (
 )
 """The metrics that the first table shows, each at the first percentile that the blocks support."""
 
+DECIDED = (Change.BETTER, Change.WORSE)
+
 ENDED = {
     EndReason.COMPLETE: "it ran to its end",
     EndReason.INTERRUPTED: "it was interrupted",
@@ -119,7 +121,7 @@ def decisive(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
     for metric, percentiles in DECISIVE:
         for p in percentiles:
             rows = [each for each in known if (each.metric, each.p) == (metric, p)]
-            if any(each.ratio is not None for each in rows):
+            if any(each.ratio is not None or each.change in DECIDED for each in rows):
                 found += rows
                 break
     return tuple(found)
@@ -140,7 +142,7 @@ def headlines(result: CampaignResult) -> tuple[Headline, ...]:
     if result.saturation:
         best_first = sorted(result.saturation, key=lambda each: -(each.highest_passed_per_s or 0))
         return tuple(
-            Headline(each.verdict, f"{each.variant}: the SLO holds up to {bracket(each)}")
+            Headline(each.verdict, f"{each.variant}: the SLO {bracket(each)}")
             for each in best_first
         )
     stages = list(dict.fromkeys(each.stage for each in result.comparisons))
@@ -160,7 +162,7 @@ def headlines(result: CampaignResult) -> tuple[Headline, ...]:
 def _variant_headlines(
     shown: Sequence[Comparison], variant: str, stages: Sequence[str]
 ) -> Iterator[Headline]:
-    found = [c for c in (Change.BETTER, Change.WORSE) if any(e.change is c for e in shown)]
+    found = [c for c in DECIDED if any(e.change is c for e in shown)]
     for change in found:
         parts = []
         for name in dict.fromkeys(metric_name(e) for e in shown if e.change is change):

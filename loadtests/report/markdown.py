@@ -72,8 +72,8 @@ def _cell(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Names and error details come from the target: no markup, no line breaks."""
-    flat = " ".join(text.split())
+    """Names and error details come from the target: no markup, links, or line breaks."""
+    flat = " ".join(text.split()).replace("](", "]\\(").replace("`", "'")
     return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -169,15 +169,15 @@ def errors_of(row: VariantSummary) -> str:
 
 
 def bracket(found: Saturation) -> str:
-    """`4.0 to 4.4 requests/s`, of highest passed and lowest failed."""
+    """What the SLO does: `holds at 4.00, not at 4.40 requests/s`."""
     passed, failed = found.highest_passed_per_s, found.lowest_failed_per_s
     if passed is None and failed is None:
-        return "-"
+        return "is not known to hold"
     if passed is None:
-        return f"below {number(failed)} requests/s"
+        return f"does not hold at {number(failed)} requests/s, the lowest tried"
     if failed is None:
-        return f"at least {number(passed)} requests/s"
-    return f"{number(passed)} to {number(failed)} requests/s"
+        return f"holds at {number(passed)} requests/s, the highest tried"
+    return f"holds at {number(passed)}, not at {number(failed)} requests/s"
 
 
 def _factor(value: float | None) -> str:

@@ -224,7 +224,7 @@ def saturation_table(result: CampaignResult) -> Table:
         for each in result.saturation
     )
     return Table(
-        "Highest rate at which the SLO holds", ("variant", "rate", "verdict", "reason"), rows
+        "Highest rate at which the SLO holds", ("variant", "the SLO", "verdict", "reason"), rows
     )
 
 

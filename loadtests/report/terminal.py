@@ -91,7 +91,7 @@ def print_table(result: CampaignResult, console: Console) -> None:
 def print_saturation(result: CampaignResult, console: Console) -> None:
     """Print, per variant, the highest rate at which the SLO holds."""
     table = new_table("highest rate at which the SLO holds")
-    for header in ("variant", "rate", "probes", "verdict", "reason"):
+    for header in ("variant", "the SLO", "probes", "verdict", "reason"):
         table.add_column(header)
     for each in result.saturation:
         cells = (each.variant, bracket(each), str(len(each.probes)), each.verdict, each.reason)

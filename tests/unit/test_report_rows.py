@@ -70,10 +70,10 @@ def test_ratios_and_the_names_of_metrics():
 @pytest.mark.parametrize(
     ("passed", "failed", "text"),
     [
-        (4.0, 4.4, "4.00 to 4.40 requests/s"),
-        (None, 2.0, "below 2.00 requests/s"),
-        (32.0, None, "at least 32.0 requests/s"),
-        (None, None, "-"),
+        (4.0, 4.4, "holds at 4.00, not at 4.40 requests/s"),
+        (None, 2.0, "does not hold at 2.00 requests/s, the lowest tried"),
+        (32.0, None, "holds at 32.0 requests/s, the highest tried"),
+        (None, None, "is not known to hold"),
     ],
 )
 def test_brackets(passed, failed, text):

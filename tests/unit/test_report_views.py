@@ -174,7 +174,7 @@ def test_marks_are_those_of_the_comparison(result):
 def test_a_search_prints_its_brackets(search):
     text = printed(print_result, search, width=200)
     assert "highest rate at which the SLO holds" in text
-    assert "8.00 to 27.0 requests/s" in text and "int8<b> at 27/s" in text
+    assert "holds at 8.00, not at 27.0 requests/s" in text and "int8<b> at 27/s" in text
 
 
 def test_names_are_no_markup_of_the_terminal(result):
