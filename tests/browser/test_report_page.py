@@ -8,8 +8,8 @@ from loadtests.records.manifest import RunFiles
 from loadtests.report.document import Report, read_report
 from loadtests.report.rows import bracket, cells_of
 from loadtests.report.write import write_report
-from tests.fakes import load_runs
-from tests.fakes.load_runs import campaign, write_run, write_search
+from tests.fakes import run_folders
+from tests.fakes.run_folders import campaign, write_run, write_search
 
 TABLE = """Array.from(document.querySelectorAll("table")).map(table => ({
   caption: table.caption.textContent,
@@ -177,8 +177,8 @@ def test_odd_runs_have_a_page_too(chromium, tmp_path, name):
     plan = campaign(stages=[ONE_STAGE], blocks=1) | ODD[name]
     with pytest.MonkeyPatch.context() as patch:  # the fake engine's table of failures
         if name == "all failed":
-            for variant in load_runs.SPEED:
-                patch.setitem(load_runs.FAILURES, variant, 100.0)
+            for variant in run_folders.SPEED:
+                patch.setitem(run_folders.FAILURES, variant, 100.0)
         folder = write_run(tmp_path / "run", plan, keep=0 if name == "nothing ran" else None)
     result = write_report(folder)
     assert (result.summaries == ()) == (name == "nothing ran")

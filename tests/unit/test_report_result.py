@@ -7,7 +7,7 @@ from loadtests.records.manifest import Ending, EndReason, RunFiles
 from loadtests.report.findings import headlines, status_line, trust_reasons, verdict_line
 from loadtests.report.result import CampaignResult, read_result
 from serve_app.domain.errors import ConfigError
-from tests.fakes.load_runs import FakeRun, campaign, write_run, write_search
+from tests.fakes.run_folders import FakeRun, campaign, write_run, write_search
 
 SMALL = campaign(
     target={"model": "m", "variants": ["bf16", "fp8"], "baseline": "bf16"},

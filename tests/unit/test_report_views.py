@@ -18,8 +18,8 @@ from loadtests.report.rows import TERMINAL_HEADERS, percentile_name, terminal_ce
 from loadtests.report.terminal import MARKED, print_result, print_table
 from loadtests.report.tidy import HEADER, render_csv
 from serve_app.domain.errors import ConfigError
-from tests.fakes import load_runs
-from tests.fakes.load_runs import campaign, write_run, write_search
+from tests.fakes import run_folders
+from tests.fakes.run_folders import campaign, write_run, write_search
 
 PLAN = campaign(
     stages=[
@@ -127,7 +127,7 @@ def test_the_csv_has_one_row_per_statistic_at_full_precision(result):
 def test_a_spreadsheet_runs_no_name(tmp_path):
     plan = PLAN | {"target": {"model": "m", "variants": ["=cmd()", "bf16"]}, "blocks": 1}
     with pytest.MonkeyPatch.context() as patch:  # the fake engine's table of speeds
-        patch.setitem(load_runs.SPEED, "=cmd()", 1.0)
+        patch.setitem(run_folders.SPEED, "=cmd()", 1.0)
         found = read_result(write_run(tmp_path / "run", plan))
     rows = list(csv.DictReader(io.StringIO(render_csv(found))))
     assert {row["variant"] for row in rows} == {"'=cmd()", "bf16"}
@@ -196,7 +196,7 @@ def test_a_slower_run_is_worse(tmp_path):
     plan = PLAN | {"blocks": 5}
     before = write_run(tmp_path / "before", plan)
     with pytest.MonkeyPatch.context() as patch:  # the fake engine's table of speeds
-        patch.setitem(load_runs.SPEED, "fp8", 1.5)
+        patch.setitem(run_folders.SPEED, "fp8", 1.5)
         after = write_run(tmp_path / "after", plan)
     found = compare_folders(before, after)
     assert found.exit_code == 1 and verdict_of(found).startswith("WORSE: ")
