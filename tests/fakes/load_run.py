@@ -49,6 +49,11 @@ class LoadRun:
         )
         return cls(files)
 
+    @classmethod
+    def at(cls, folder: Path) -> "LoadRun":
+        """A run that something else has started, or will start."""
+        return cls(RunFiles(folder))
+
     def command(self, *words: str) -> list[str]:
         self.epoch_ns = time.monotonic_ns()
         main = [sys.executable, "-m", "loadtests.drive.main", str(self.files.folder)]
