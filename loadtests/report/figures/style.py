@@ -142,7 +142,7 @@ def to_svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\s*(<metadata>.*?</metadata>|<!--.*?-->)", "", text, flags=re.DOTALL)
     text = _without_unused_ids(text)
     # matplotlib names each font's fallbacks; the page's own font is at hand everywhere
     text = re.sub(r"'DejaVu Sans'", "system-ui, 'DejaVu Sans'", text)
