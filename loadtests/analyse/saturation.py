@@ -112,8 +112,7 @@ def saturation_of(variant: str, search: Search, probes: Probes, target: float) -
         r for r, p in probes.items() if p.verdict is Verdict.PASS and (not failed or r < failed)
     ]
     sure = max(passed, default=None)
-    broken = [r for r, p in probes.items() if p.verdict is Verdict.FAIL and r > (sure or 0)]
-    sure_failed = min(broken, default=None)
+    sure_failed = min((r for r, p in probes.items() if p.verdict is Verdict.FAIL), default=None)
     verdict, reason = _verdict(search, probes, held, failed)
     if verdict is Verdict.PASS and (sure, sure_failed) != (held, failed):
         reason += "; not confirmed: the verdict there is by its point estimate"

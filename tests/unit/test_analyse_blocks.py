@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -33,6 +33,7 @@ def compared(base, other, metric=P50, campaign=CAMPAIGN):
     return next(each for each in found if (each.metric, each.p) == metric)
 
 
+@settings(deadline=None)
 @given(logs)
 def test_paired_ratio_is_scipys_t(values):
     ratio = paired_ratio(values)
@@ -47,6 +48,7 @@ def test_paired_ratio_is_scipys_t(values):
     )
 
 
+@settings(deadline=None)
 @given(logs, logs)
 def test_welch_ratio_is_scipys(a, b):
     if min(np.std(a), np.std(b)) < 1e-6:
@@ -57,6 +59,7 @@ def test_welch_ratio_is_scipys(a, b):
     assert ratio.low == pytest.approx(math.exp(interval.low), rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-99, 99).map(lambda i: i / 50), min_size=2, max_size=9))
 def test_sign_flips_are_scipys_permutation_test(values):
     want = scipy_stats.permutation_test(
@@ -126,6 +129,14 @@ def test_more_tokens_are_better():
         found = find(metric, *(blocks_of(metric, [cell_of([1.0])]) for _ in range(2)))
         found = found._replace(ratio=Ratio((low + high) / 2, low, high, 0.001))
         assert judge(metric, found, 0.01, 0.05)[0] == change
+
+
+def test_a_difference_that_is_sure_alone_but_not_among_all_is_inconclusive():
+    found = find(P50, *(blocks_of(P50, [cell_of([1.0])]) for _ in range(2)))
+    found = found._replace(ratio=Ratio(1.2, 1.01, 1.4, 0.02))
+    assert judge(P50, found, 0.04, 0.05)[0] is Change.WORSE
+    change, reason = judge(P50, found, 0.06, 0.05)
+    assert change is Change.INCONCLUSIVE and "adjusted p 0.06" in reason
 
 
 def test_a_difference_within_the_margin_counts_as_none_however_sure():

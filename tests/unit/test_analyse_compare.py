@@ -1,10 +1,12 @@
 """Two runs against each other."""
 
+import math
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from loadtests.analyse.compare_runs import RunData, compare_runs, requests_digest
 from loadtests.analyse.nouns import Change, Saturation, Verdict
@@ -85,6 +87,24 @@ def test_other_requests_are_not_paired_and_see_less():
     assert apart.exit_code == 3
 
 
+def test_what_may_still_be_worse_does_not_pass():
+    good = run_data()
+    thin = [
+        cell_of([9.0] * (200 if i == 0 else 400), index=i, variant=each.plan.variant, block=i // 2)
+        for i, each in enumerate(good.cells)
+    ]
+    result = compare_runs(replace(good, cells=tuple(thin)), replace(good, cells=tuple(thin[2:])))
+    assert result.exit_code == 0  # the block that only one of them has does not count
+    full = [cell_of([9.0] * 400, index=i, variant="ab"[i % 2], block=i // 2) for i in range(10)]
+    for was, now, may_be_worse in ((full, thin, True), (thin, full, False)):
+        result = compare_runs(replace(good, cells=tuple(was)), replace(good, cells=tuple(now)))
+        tokens = change_of(result, "output_tokens_per_s", variant="a")
+        assert tokens.change is Change.INCONCLUSIVE
+        assert tokens.rules_out_worse is False  # the interval is wide to both sides
+        assert (tokens.effect < 1) == may_be_worse
+        assert result.exit_code == 3
+
+
 def test_unlike_numbers_of_blocks():
     result = compare_runs(run_data(n_blocks=3), run_data(n_blocks=5))
     assert change_of(result, "tpot_ms", 0.5).n_blocks == (3, 3)
@@ -130,6 +150,17 @@ def test_more_errors_and_less_attainment_are_worse():
     assert [judged(each, each.p_value).change for each in found] == [Change.BETTER] * 2
     found = compare_shares(("s", "a"), (campaign, campaign), (fine, fine))
     assert [judged(each, each.p_value).change for each in found] == [Change.SAME] * 2
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    a = [cell_of([None if i % 20 == 0 else 9.0 for i in range(400)])]
+    b = [cell_of([None if i % 50 == 0 else 9.0 for i in range(400)])]
+    (errors,) = compare_shares(("s", "a"), (campaign_of(slo=None),) * 2, (a, b))
+    first, second = (scipy_stats.binomtest(k, 400).proportion_ci(0.95, "exact") for k in (20, 8))
+    assert errors.effect == pytest.approx(-0.03)
+    assert errors.low == pytest.approx(-0.03 - math.hypot(0.02 - second.low, first.high - 0.05))
+    assert errors.high == pytest.approx(-0.03 + math.hypot(second.high - 0.02, 0.05 - first.low))
+    assert errors.p_value == pytest.approx(scipy_stats.fisher_exact([[20, 380], [8, 392]]).pvalue)
 
 
 def test_attainment_is_compared_under_one_slo_only():

@@ -124,6 +124,18 @@ def test_a_client_in_the_way_makes_the_row_invalid(make, changes, reason):
     assert reason in row.slo_reason
 
 
+def test_the_lag_is_of_all_that_was_sent_and_the_worst_clock_counts():
+    late = [failed_of(i, "timeout", t_send_ns=i * 100 * MS + 11 * MS) for i in range(11, 15)]
+    records = [record_of(i) for i in range(40) if not 11 <= i < 15] + late
+    (row,) = rows(records)
+    assert (row.latencies["lag_ms"].at(0.5).n, row.latencies["lag_ms"].at(0.95).value) == (20, 11)
+    shards = [[record_of(i, worker=w) for i in range(w, 40, 2)] for w in (0, 1)]
+    errors = (6 * MS, 0)
+    runs = [run_of(shards[w], worker=w, clock_error_ns=errors[w]) for w in (0, 1)]
+    (row,) = rows([*shards[0], *shards[1]], runs=runs, n_workers=2)
+    assert row.invalid_reasons == ("a worker's clock is known to 6.0 ms > 5 ms",)
+
+
 def test_prompts_of_another_length_than_planned_are_a_note():
     def of(tokens):
         return [record_of(i, planned_input_tokens=100, prompt_tokens=tokens) for i in range(40)]
