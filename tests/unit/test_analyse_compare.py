@@ -163,6 +163,13 @@ def test_the_interval_of_a_difference_is_newcombes():
     assert errors.p_value == pytest.approx(scipy_stats.fisher_exact([[20, 380], [8, 392]]).pvalue)
 
 
+def test_shares_of_few_requests_leave_room_for_worse():
+    few = [cell_of([9.0] * 50)]
+    for each in compare_shares(("s", "a"), (CAMPAIGN, CAMPAIGN), (few, few)):
+        found = judged(each, each.p_value)
+        assert (found.change, found.rules_out_worse) == (Change.INCONCLUSIVE, False)
+
+
 def test_attainment_is_compared_under_one_slo_only():
     other = campaign_of(("a", "b"), slo={"ttft_ms": 61})
     result = compare_runs(run_data(), run_data(campaign=other))
