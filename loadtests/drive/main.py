@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitStack() as clean_up:
         try:
             ending = _run(files, options, clean_up)
-        except (Exception, SystemExit) as error:  # Locust exits where its port is taken
+        except Exception as error:
             if not isinstance(error, ConfigError):  # whose text says it all
                 traceback.print_exc()
             ending = Ending(reason=EndReason.FAILED, detail=f"{type(error).__name__}: {error}")
@@ -85,7 +85,11 @@ def _run(files: RunFiles, options: argparse.Namespace, clean_up: ExitStack) -> E
         player = PacerUser.player = Player(environment)
     else:
         listen_host, port = address(options.listen or f"{LOCAL}:0")
-        runner = environment.create_master_runner(listen_host, port)
+        try:
+            runner = environment.create_master_runner(listen_host, port)
+        except SystemExit as error:  # Locust's answer to a port that is taken
+            where = f"{listen_host}:{port}"
+            raise ConfigError(f"--listen {where}: need a free port, have one in use") from error
         local = LOCAL if listen_host in ("*", "0.0.0.0") else listen_host  # noqa: S104
         workers = LocalWorkers(options.processes, f"{local}:{runner.server.port}")
         clean_up.callback(workers.leave)

@@ -1,7 +1,8 @@
 """A load process that takes its orders from a master: `python -m loadtests.drive.worker`.
 
-It needs nothing but the address: requests come over the wire, and an API key, if the campaign
-names one, from its own environment. It ends with the run, and when it no longer hears its master.
+It needs nothing but the address, and may be there before its master: requests come over the wire,
+and an API key, if the campaign names one, from its own environment. It ends with the run, with the
+process that started it, and when it no longer hears its master.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import sys
 import time
 
 import gevent
+from gevent.event import AsyncResult
 from locust.env import Environment
 from locust.log import setup_logging
 from locust.runners import WorkerRunner
 
+from loadtests.drive.lifeline import end_with_parent
 from loadtests.drive.player import PacerUser, Player
 from serve_app.domain.errors import ConfigError
 
@@ -25,7 +28,8 @@ LAST_REPORT_S = 3.0
 class Watched:
     """Ends the worker when its master is silent, or when it is told to end."""
 
-    def __init__(self, environment: Environment, player: Player) -> None:
+    def __init__(self, environment: Environment, player: Player, silence_s: float) -> None:
+        self._silence_s = silence_s
         self._environment = environment
         self._player = player
         self._heard_s = time.monotonic()
@@ -37,8 +41,9 @@ class Watched:
     def wait(self) -> int:
         """Until the run is over: 0. Until the master is silent: 1."""
         while not self._player.left.wait(timeout=1.0):
-            if time.monotonic() - self._heard_s > SILENCE_S:
-                print(f"no word from the master for {SILENCE_S:g} s: leaving", file=sys.stderr)
+            if time.monotonic() - self._heard_s > self._silence_s:
+                why = f"no word from the master for {self._silence_s:g} s: leaving"
+                print(why, file=sys.stderr)
                 return 1
         runner: WorkerRunner = self._environment.runner
         runner.greenlet.join(timeout=LAST_REPORT_S)  # Locust sends its last statistics, and quits
@@ -54,13 +59,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve one run. 0 when it is over, 1 when the master is gone, 3 when told to end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--master", required=True, metavar="HOST:PORT")
-    host, port = address(parser.parse_args(arguments).master)
+    parser.add_argument("--silence-s", type=float, default=SILENCE_S)
+    options = parser.parse_args(arguments)
+    try:
+        host, port = address(options.master)
+    except ConfigError as error:
+        parser.error(f"--master: {error}")
+    end_with_parent(signal.SIGTERM)
     setup_logging("WARNING")
     environment = Environment(user_classes=[PacerUser])
-    told_to_end = gevent.event.AsyncResult()
+    told_to_end = AsyncResult()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, told_to_end.set, number)
-    serving = gevent.spawn(_serve, environment, host, port)
+    serving = gevent.spawn(_serve, environment, host, port, options.silence_s)
     gevent.wait([serving, told_to_end], count=1)
     if not serving.ready():
         if environment.runner is not None:
@@ -69,10 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     return int(serving.get())
 
 
-def _serve(environment: Environment, host: str, port: int) -> int:
+def _serve(environment: Environment, host: str, port: int, silence_s: float) -> int:
     environment.create_worker_runner(host, port)
     player = PacerUser.player = Player(environment)
-    watched = Watched(environment, player)
+    watched = Watched(environment, player, silence_s)
     player.say_hello()
     return watched.wait()
 

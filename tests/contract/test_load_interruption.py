@@ -162,6 +162,24 @@ def test_a_killed_master_leaves_no_process(long_run):
     assert long_run.records
 
 
+def test_a_worker_elsewhere_leaves_when_its_master_is_gone(long_run):
+    master = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "loadtests.drive.worker", "--master", master]
+    worker = subprocess.Popen([*command, "--silence-s", "3"], stderr=subprocess.PIPE, text=True)
+    words = ("--processes", "0", "--remote-workers", "1", "--listen", master)
+    try:
+        with long_run.started(*words) as process:
+            long_run.wait_for_records()
+            process.kill()
+            process.wait()
+        _, said = worker.communicate(timeout=15)
+        assert worker.returncode == 1
+    finally:
+        worker.kill()
+        worker.wait()
+    assert "no word from the master for 3 s" in said
+
+
 def test_the_load_ends_with_the_process_that_started_it(long_run):
     """As the `quantile` process would be, were it killed."""
     starter = (

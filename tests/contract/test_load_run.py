@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -150,6 +151,18 @@ def test_a_cap_that_leaves_a_worker_without_requests_is_refused(tmp_path):
     assert "in_flight_cap of one or more per load process, have 1 for 2" in run.ending.detail
 
 
+def test_ports_that_are_taken_are_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for option, value in (("--listen", f"127.0.0.1:{port}"), ("--web-port", str(port))):
+            run = LoadRun.new(tmp_path / option, raw_campaign("http://127.0.0.1:9"))
+            run.play("--processes", "2", option, value)
+            assert run.ending.reason is EndReason.FAILED
+            assert f"{option} {value}" in run.ending.detail
+
+
 def test_broken_streams_and_refusals_are_failures_of_their_class(fake_server, tmp_path):
     faults = [
         {"kind": "FailFirst", "n": 2, "status": 503},
@@ -160,6 +173,27 @@ def test_broken_streams_and_refusals_are_failures_of_their_class(fake_server, tm
     run = LoadRun.new(tmp_path / "run", raw_campaign(base_url)).play()
     assert run.errors() == {"unavailable": 2, "truncated": 9}
     assert run.runs[0].n_records == 20
+
+
+def test_a_search_decides_from_the_records_of_its_cells(fake_server, tmp_path):
+    base_url = fake_server("m@a", ttft_ms=10, itl_ms=1, max_num_seqs=1)
+    search = {
+        "kind": "constant",
+        "duration_s": 1.0,
+        "low_per_s": 10,
+        "high_per_s": 200,
+        "max_probes": 3,
+        "max_repeats": 1,
+    }
+    slo = {"ttft_ms": 120, "attainment": 0.9}
+    raw = raw_campaign(base_url, slo=slo, give_up_after=1000) | {"stages": [], "search": search}
+    run = LoadRun.new(tmp_path / "run", raw).play()
+    assert run.ending.reason is EndReason.COMPLETE
+    rates = [cell.rate_per_s for cell in run.cells]
+    assert 2 <= len(rates) <= 4
+    assert len(set(rates)) == len(rates)
+    assert {each.cell for each in run.runs} == set(range(len(rates)))
+    assert [cell.index for cell in run.cells] == list(range(len(rates)))
 
 
 def test_workers_of_other_machines_join_and_one_too_many_is_sent_away(fake_server, tmp_path):
