@@ -12,7 +12,6 @@ from rich.console import Console
 from loadtests.analyse.nouns import Verdict
 from loadtests.campaign import Campaign, load_campaign
 from loadtests.report.result import CampaignResult
-from loadtests.run import LoadOptions, run_campaign
 
 PIPE_WIDTH = 140
 EXIT_STATUS = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.INVALID: 3}
@@ -49,6 +48,8 @@ def loadtest(
     quantile loadtest configs/campaigns/compare.yaml --url http://10.0.0.5:8000 --out reports/monday
     quantile loadtest configs/campaigns/saturation.yaml --variant awq --variant bf16
     """
+    from loadtests.run import LoadOptions, run_campaign
+
     config = _with_target(load_campaign(campaign), url, model, variant)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = out or Path("reports") / f"{campaign.stem}-{stamp}"
@@ -82,7 +83,7 @@ def compare(
 
     found = compare_folders(before, after)
     print_comparison(found, _console())
-    raise typer.Exit(found.exit_status)
+    raise typer.Exit(found.exit_code)
 
 
 def load_worker(

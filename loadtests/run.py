@@ -20,9 +20,9 @@ from loadtests.campaign import Campaign
 from loadtests.observe.discover import resolve_variants
 from loadtests.observe.ready import context_lengths, tokens_per_word, wait_until_ready
 from loadtests.observe.scrape import Scraper
-from loadtests.plan.cells import Planner
-from loadtests.plan.lengths_check import check_lengths
-from loadtests.plan.prompts import input_files
+from loadtests.plan.cells import Planner, input_files, plan_cells
+from loadtests.plan.context import check_lengths
+from loadtests.plan.prompts import load_prompts
 from loadtests.records.manifest import (
     SCHEMA_VERSION,
     Columns,
@@ -66,7 +66,12 @@ class LoadOptions:
             "--listen": self.listen,
             "--web-port": self.web_port,
         }
-        return [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+        return [
+            str(word)
+            for name, value in given.items()
+            if value is not None
+            for word in (name, value)
+        ]
 
 
 def run_campaign(
@@ -92,7 +97,9 @@ def run_campaign(
         raise ConfigError(f"{out_dir} already holds a run: name another folder")
     resolved = resolve_variants(campaign)
     check_lengths(resolved, context_lengths(resolved))
-    n_cells = Planner(resolved).n_cells
+    prompts = load_prompts(resolved.workload.prompts)
+    planner = Planner(resolved, len(prompts))
+    n_cells = None if resolved.search else plan_cells(resolved, prompts).n_cells
     with console.status("waiting until all replicas of all variants are ready") as status:
         variants = wait_until_ready(resolved, status.update)
     manifest = Manifest(
@@ -102,6 +109,7 @@ def run_campaign(
         campaign=resolved.model_dump(mode="json"),
         n_workers=options.processes + options.remote_workers,
         n_cells=n_cells,
+        notes=planner.notes(),
         inputs={str(path): digest(path) for path in input_files(resolved)},
         tokens_per_word=tokens_per_word(resolved),
         variants=variants,

@@ -30,7 +30,8 @@ class Campaign(Strict):
     """Blocks of different arrivals and prompts; statistics pair the variants within each."""
     repeats: Count = 1
     """Cells of each variant and stage within a block, all with the same requests. With 2 or
-    more the report says how far a variant differs from itself: the noise floor."""
+    more the report says how far a variant differs from itself: the noise floor. (An engine's
+    prefix cache may have the second cell's prompts: that is then part of it.)"""
     seed: int = 0
     warmup_s: NotNegative = 0.0
     cooldown_s: NotNegative = 0.0

@@ -54,6 +54,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of the files that the plan was made from: path -> digest."""
     tokens_per_word: float | None = None
     """Of made text, by the target's `/tokenize`; None: the default was used."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the plan: how much of a trace was left out or cut."""
     variants: dict[str, VariantFacts] = {}
     columns: dict[str, dict[str, str]] = {}
 
