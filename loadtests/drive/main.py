@@ -16,6 +16,7 @@ import gevent
 import msgspec
 from locust.dispatch import UsersDispatcher
 from locust.env import Environment
+from locust.exception import RPCError
 from locust.log import setup_logging
 from locust.runners import WorkerNode
 
@@ -87,9 +88,9 @@ def _run(files: RunFiles, options: argparse.Namespace, clean_up: ExitStack) -> E
         listen_host, port = address(options.listen or f"{LOCAL}:0")
         try:
             runner = environment.create_master_runner(listen_host, port)
-        except SystemExit as error:  # Locust's answer to a port that is taken
-            where = f"{listen_host}:{port}"
-            raise ConfigError(f"--listen {where}: need a free port, have one in use") from error
+        except (RPCError, SystemExit) as error:  # by the wording of zmq, Locust ends the process
+            why = f"--listen {listen_host}:{port}: cannot listen there, name another port"
+            raise ConfigError(f"{why}: {error}") from error
         local = LOCAL if listen_host in ("*", "0.0.0.0") else listen_host  # noqa: S104
         workers = LocalWorkers(options.processes, f"{local}:{runner.server.port}")
         clean_up.callback(workers.leave)
