@@ -66,6 +66,15 @@ def _draw_panel(axes: Any, group: StageRows, variants: Sequence[str], metric: st
         log_axis(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
+    if any(q.value is not None and math.isinf(q.value) for q in shown):
+        _leave_room(axes)
+
+
+def _leave_room(axes: Any) -> None:
+    """Above the highest value, for the marks of infinite ones."""
+    low, high = axes.get_ylim()
+    is_log = axes.get_yscale() == "log"
+    axes.set_ylim(top=high * (high / low) ** 0.2 if is_log else high + 0.2 * (high - low))
 
 
 def _draw_line(

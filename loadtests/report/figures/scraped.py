@@ -33,6 +33,7 @@ def draw_scraped(
         _shade(axes, cells)
         axes.set_title(name)
         axes.set_ylim(bottom=0)
+        axes.margins(x=0.005)
     panels[-1].set_xlabel("seconds from the start of the run")
     add_legend(figure, variants, linestyle="-", markersize=0)
     left_out = f" {len(names) - len(shown)} more are in samples.jsonl." if names != shown else ""

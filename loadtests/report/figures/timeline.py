@@ -44,6 +44,7 @@ def draw_timeline(
             linewidths=0,
             rasterized=len(points) > RASTERISE_FROM,
         )
+    upper.margins(x=0.005)
     upper.set_title("TTFT of each request, ms")
     if points:
         log_axis(upper.yaxis)
@@ -88,6 +89,7 @@ def _draw_bands(
             start_of.append((start_s, cell.stage))
     _label(axes, start_of, end_s)
     axes.set_ylim(-0.9, 2.05)
+    axes.margins(x=0.005)
     axes.set_yticks([1.5, 0.6], ["variant", "stage"])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
