@@ -15,7 +15,7 @@ export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 
-.PHONY: help demo serve family test test-fast test-gpu test-starts check format bench-relay bench-plan clean
+.PHONY: help demo serve family test test-fast test-gpu test-starts check format bench-relay bench-load bench-plan clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,7 @@ family: setup ## make the reference model's variants (instant when they exist)
 	quantile reference build
 
 test: check ## everything: check, unit, Serve with fake engines, real vLLM engines
+	.ci/install-browser
 	$(MAKE) family
 	$(PY) -m pytest
 
@@ -55,6 +56,10 @@ format: $(READY) ## put the code in order
 
 bench-relay: $(READY) ## CPU per relayed token, against HAProxy and a DeploymentHandle
 	$(PY) -m loadtests.relay_bench
+
+bench-load: $(READY) ## CPU per token of the load client, and whether its pacer holds 300 requests/s
+	$(PY) -m loadtests.bench sse
+	$(PY) -m loadtests.bench pacer
 
 bench-plan: $(READY) ## seconds of `quantile plan` on 1,000 variants and 4,000 GPUs, and of its packing
 	$(PY) -m serve_app.fleet.bench
