@@ -115,9 +115,9 @@ class Crew:
         for client_id in waiting:
             self._send(client_id, say.Stop())
         deadline_s = time.monotonic() + STOP_WAIT_S
-        while waiting - self._lost and (left_s := deadline_s - time.monotonic()) > 0:
+        while (waiting - self._lost and time.monotonic() < deadline_s) or not self._inbox.empty():
             try:
-                item = self._inbox.get(timeout=min(left_s, WATCH_S))
+                item = self._inbox.get(timeout=WATCH_S)
             except Empty:
                 continue
             if isinstance(item, Ending):

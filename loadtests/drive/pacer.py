@@ -28,6 +28,7 @@ CHAT_PATH = "/v1/chat/completions"
 DRAIN_GRACE_S = 5.0
 BURST = 16
 """Arrivals that are due already go out so many at a time before anything else gets its turn."""
+MADE_AT_ONCE = 200
 READ_BACKLOG = 256
 """Finished streams beyond which reading no longer waits for an idle moment: memory is finite."""
 NO_SERVER_PAUSE_S = 0.05
@@ -47,7 +48,7 @@ class CellPacer:
         self._shard = shard
         self._target = target
         self._on_record = on_record
-        self._requests = tuple(self._request(nth) for nth in range(len(shard.bodies)))
+        self._requests = [self._request(nth) for nth in range(len(shard.bodies))]
         self._open: dict[int, tuple[Arrival, int | None]] = {}
         self._finished: Queue = Queue()
         self._group = Group()
@@ -208,6 +209,8 @@ class CellPacer:
             gevent.kill(self._running, greenlet.exception)
 
     def _request(self, nth: int) -> bytes:
+        if nth % MADE_AT_ONCE == 0:
+            gevent.sleep(0)  # heartbeats get their turn
         body, session = self._shard.bodies[nth], self._shard.cell.requests[nth].session
         headers = {} if session is None else {"x-session-id": session}
         return self._target.request("POST", CHAT_PATH, body, headers)

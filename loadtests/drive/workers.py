@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 
 from loadtests.drive.lifeline import never_outlive
@@ -33,9 +34,10 @@ class LocalWorkers:
 
     def leave(self) -> None:
         """Wait until they are gone, and end those that stay."""
+        deadline_s = time.monotonic() + LEAVE_S
         for process in self._processes:
             try:
-                process.wait(LEAVE_S)
+                process.wait(max(0.0, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
