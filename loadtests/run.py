@@ -20,7 +20,7 @@ from loadtests.campaign import Campaign
 from loadtests.observe.discover import resolve_variants
 from loadtests.observe.ready import context_lengths, tokens_per_word, wait_until_ready
 from loadtests.observe.scrape import Scraper
-from loadtests.plan.cells import Planner, input_files, plan_cells
+from loadtests.plan.cells import Planner, input_files
 from loadtests.plan.context import check_lengths
 from loadtests.plan.prompts import load_prompts
 from loadtests.records.manifest import (
@@ -38,6 +38,7 @@ from loadtests.records.progress import Progress
 from loadtests.report.live import LiveView
 from loadtests.report.result import CampaignResult
 from loadtests.report.write import write_report
+from loadtests.source import plan_cells
 from serve_app.domain.errors import ConfigError
 
 STOP_GRACE_S = 20.0

@@ -9,8 +9,8 @@ from loadtests.campaign.stages import ConstantStage, GammaStage, PoissonStage
 from loadtests.plan.cells import Planner
 from loadtests.plan.request import Cell
 from loadtests.plan.seeds import stream_of
-from loadtests.plan.source import CellDone
 from loadtests.records.record import CellPlan
+from loadtests.source import CellDone
 from serve_app.domain.errors import ConfigError
 
 

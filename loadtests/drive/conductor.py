@@ -14,9 +14,9 @@ from loadtests.drive.keeper import Keeper
 from loadtests.drive.shard import shards
 from loadtests.drive.tally import Tally
 from loadtests.plan.request import Cell, PlannedRequest
-from loadtests.plan.source import CellDone, CellSource
 from loadtests.records.manifest import Ending, EndReason
 from loadtests.records.record import CellPlan
+from loadtests.source import CellDone, CellSource
 from serve_app.domain.units import NS_PER_MS
 
 START_LEAD_NS = 300 * NS_PER_MS

@@ -3,12 +3,12 @@
 from loadtests.analyse.search import SearchCells
 from loadtests.campaign import Campaign
 from loadtests.drive.conductor import Body
-from loadtests.plan.cells import Planner, plan_cells
+from loadtests.plan.cells import Planner
 from loadtests.plan.prompts import PromptBook, chat_body, load_prompts
 from loadtests.plan.request import PlannedRequest
-from loadtests.plan.source import CellSource
 from loadtests.plan.words import TOKENS_PER_WORD
 from loadtests.records.manifest import Manifest
+from loadtests.source import CellSource, plan_cells
 
 
 def plan_of(manifest: Manifest, campaign: Campaign) -> tuple[CellSource, Body]:

@@ -15,7 +15,6 @@ from loadtests.plan.replay import Excerpt, parts_of, take_excerpt
 from loadtests.plan.request import Cell, Phase, PlannedRequest, Turn
 from loadtests.plan.seeds import stream_of
 from loadtests.plan.segments import segments
-from loadtests.plan.source import CellDone
 from loadtests.plan.traffic import Traffic
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import NS_PER_S
@@ -122,55 +121,6 @@ class Planner:
 
     def _take_excerpt(self, stage: TraceStage) -> Excerpt:
         return take_excerpt(stage, self.campaign.cell_s(stage))
-
-
-class StageCells:
-    """The cells of a campaign's stages, planned before the run.
-
-    Blocks are the outer loop, so that drift of the machine meets every stage and variant. One wave
-    is one stage in one block: all variants, `repeats` times, in random order.
-    """
-
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
-        campaign = planner.campaign
-        self._waves = iter(
-            [(block, stage) for block in range(campaign.blocks) for stage in campaign.stages]
-        )
-        self._n_given = 0
-        per_wave = len(campaign.variant_names()) * campaign.repeats
-        self.n_cells: int | None = campaign.blocks * len(campaign.stages) * per_wave
-
-    def next_cells(self, done: Sequence[CellDone]) -> Sequence[Cell]:
-        """The next wave, whatever the last one gave. Raises ConfigError as `Planner.cell`."""
-        wave = next(self._waves, None)
-        if wave is None:
-            return ()
-        block, stage = wave
-        campaign = self._planner.campaign
-        order = [
-            (repeat, variant)
-            for repeat in range(campaign.repeats)
-            for variant in campaign.variant_names()
-        ]
-        stream_of(campaign.seed, stage.name, block, "order").shuffle(order)
-        first, self._n_given = self._n_given, self._n_given + len(order)
-        return tuple(
-            self._planner.cell(first + i, stage, block, repeat, variant)
-            for i, (repeat, variant) in enumerate(order)
-        )
-
-
-def plan_cells(campaign: Campaign, prompts: Sequence[str]) -> StageCells:
-    """The cells of a campaign with stages.
-
-    Every stage is planned once here, so that a campaign which cannot be planned raises its
-    ConfigError before anything is sent.
-    """
-    planner = Planner(campaign, len(prompts))
-    for stage in campaign.stages:
-        planner.requests(stage, 0)
-    return StageCells(planner)
 
 
 def input_files(campaign: Campaign) -> tuple[Path, ...]:

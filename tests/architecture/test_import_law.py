@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
@@ -18,6 +20,21 @@ LAYERS = (
     {"app", "cli", "demo"},
 )
 """A package imports from its own layer and from those before it; packages form no cycle."""
+
+LOAD_LAYERS = (
+    {"campaign"},
+    {"plan"},
+    {"records"},
+    {"source"},
+    {"analyse"},
+    {"drive", "report"},
+    {"observe", "bench", "locustfile"},
+    {"run", "relay_bench"},
+    {"cli"},
+)
+"""The same for the packages of loadtests."""
+
+LOAD_PURE = {"campaign", "plan", "records", "source", "analyse", "observe", "run", "cli"}
 
 REFERENCE_DATA = {"corpus", "facts", "locate", "logprobs", "stories"}
 """Modules of serve_app.reference that the serving side and the load tests may use."""
@@ -31,6 +48,11 @@ SERVE_APP_MAY_IMPORT_LOADTESTS = {"serve_app.cli", "serve_app.demo"}
 REFERENCE_TRAINING = {
     f"serve_app.reference.{name}" for name in ("batches", "model", "recall", "tokenizer", "train")
 }
+LOCUST_SIDE = {
+    f"loadtests.drive.{name}"
+    for name in ("alarm", "conductor", "crew", "main", "pacer", "player", "web", "worker")
+}
+"""What runs in a load process alone; the client and what it records know only sockets."""
 EDGES = {
     "ray": {
         "serve_app.app",
@@ -59,8 +81,8 @@ EDGES = {
     "huggingface_hub": {"serve_app.store.hub"},
     "gguf": set(),  # tests hold our reader against its writer
     "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
-    "locust": {"loadtests.locustfile", "loadtests.drive"},
-    "gevent": {"loadtests.locustfile", "loadtests.drive"},
+    "locust": {"loadtests.locustfile", *LOCUST_SIDE},
+    "gevent": {"loadtests.locustfile", *LOCUST_SIDE},
     "matplotlib": {"loadtests.report", "serve_app.fleet.picture"},
 }
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
@@ -100,7 +122,7 @@ def imports(name: str) -> Iterator[str]:
 
 
 def package(name: str) -> str:
-    """The package, as LAYERS names it, of a module of serve_app."""
+    """The package, as LAYERS or LOAD_LAYERS names it, of a module of ours."""
     _, *inner = name.split(".")
     if inner[:1] == ["reference"] and len(inner) > 1 and inner[1] in REFERENCE_DATA:
         return "reference data"
@@ -133,11 +155,24 @@ def test_imports_go_down_the_layers():
     assert not wrong, wrong
 
 
-def test_packages_form_no_cycle():
+def test_imports_of_the_load_tests_go_down_their_layers():
+    layer_of = {name: depth for depth, names in enumerate(LOAD_LAYERS) for name in names}
+    wrong = [
+        f"{name} imports {target}"
+        for name in ours("loadtests")
+        for target in imports(name)
+        if within(target, {"loadtests"}) and "." in name and "." in target
+        if layer_of[target.split(".")[1]] > layer_of[name.split(".")[1]]
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("root", ["serve_app", "loadtests"])
+def test_packages_form_no_cycle(root):
     uses = defaultdict(set)
-    for name in ours("serve_app"):
+    for name in ours(root):
         for target in imports(name):
-            if within(target, {"serve_app"}) and package(target) not in {"", package(name)}:
+            if within(target, {root}) and package(target) not in {"", package(name)}:
                 uses[package(name)].add(package(target))
     while free := [  # what only uses, or is only used, is in no cycle
         name
@@ -180,6 +215,7 @@ def test_pure_packages_load_nothing_heavy():
         for name in ours("serve_app")
         if package(name) in PURE or (package(name) == "engines" and ".vllm_" not in name)
     ]
+    pure += [name for name in ours("loadtests") if package(name) in LOAD_PURE]
     code = (
         "import importlib, sys\n"
         f"heavy = {sorted(EDGES)!r}\n"

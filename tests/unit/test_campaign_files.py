@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 from loadtests.campaign import load_campaign
-from loadtests.plan.cells import Planner, input_files, plan_cells
+from loadtests.plan.cells import Planner, input_files
 from loadtests.plan.context import check_lengths
 from loadtests.plan.prompts import PromptBook, chat_body, load_prompts
+from loadtests.source import plan_cells
 
 FOLDER = Path(__file__).parents[2] / "configs" / "campaigns"
 NAMES = ("smoke", "compare", "saturation", "soak", "burst", "replay")

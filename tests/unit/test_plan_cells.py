@@ -7,8 +7,9 @@ import time
 import pytest
 
 from loadtests.campaign import parse_campaign
-from loadtests.plan.cells import CLOSED_LOOP_POOL, Planner, input_files, plan_cells
+from loadtests.plan.cells import CLOSED_LOOP_POOL, Planner, input_files
 from loadtests.plan.segments import segments
+from loadtests.source import plan_cells
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.units import NS_PER_S
 
@@ -156,7 +157,7 @@ def test_the_plan_follows_from_the_seed():
 SHOW = """
 import hashlib, json, sys
 from loadtests.campaign import parse_campaign
-from loadtests.plan.cells import plan_cells
+from loadtests.source import plan_cells
 made = parse_campaign(json.loads(sys.argv[1]), "test")
 source = plan_cells(made, [])
 text = ""
