@@ -1,12 +1,11 @@
 """What a reader must know first: which variant is better, where, and whether to trust it."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtests.analyse.nouns import Change, Comparison, Verdict
+from loadtests.analyse.nouns import Change, Comparison, Saturation, Verdict
 from loadtests.records.manifest import EndReason
-from loadtests.report.result import CampaignResult
+from loadtests.report.result import CampaignResult, doubts
 from loadtests.report.rows import bracket, metric_name, number, percent, short_ratio
 
 DECISIVE = (
@@ -53,12 +52,19 @@ def status_line(result: CampaignResult) -> str:
         others = f" (and {more} more)" if more else ""
         parts.append(f"INVALID: {result.problems[0]}{others}")
     elif result.campaign.search is not None:
-        parts.append("VALID: probes are judged by what the server did")
+        parts.append(_status_of_search(result))
     elif invalid:
         parts.append(f"INVALID: {invalid} of {len(result.summaries)} rows, for the reasons given")
     else:
         parts.append(f"VALID: the client kept its schedule{_worst_of_client(result)}")
     return "; ".join(parts)
+
+
+def _status_of_search(result: CampaignResult) -> str:
+    fell_short = [each.variant for each in result.saturation if each.verdict is Verdict.INVALID]
+    if fell_short:
+        return f"INVALID: the client fell short, not the server, with {', '.join(fell_short)}"
+    return "VALID: probes are judged by what the server did"
 
 
 def _worst_of_client(result: CampaignResult) -> str:
@@ -90,6 +96,8 @@ def verdict_line(result: CampaignResult) -> str:
         return f"{verdict.upper()}: {SEARCH_VERDICTS[verdict]}"
     if verdict is Verdict.PASS and result.campaign.slo is None:
         return f"{verdict.upper()}: no SLO was asked for, and the numbers count"
+    if verdict is Verdict.PASS and not result.gated_stages:
+        return f"{verdict.upper()}: no stage counts towards the SLO, and the numbers count"
     return f"{verdict.upper()}: {SLO_VERDICTS[verdict]}"
 
 
@@ -98,20 +106,43 @@ def trust_reasons(result: CampaignResult) -> tuple[str, ...]:
     reasons = list(result.problems)
     if result.is_partial and result.ending is not None and result.ending.detail:
         reasons.append(result.ending.detail)
+    reasons += [
+        f"{each.variant}: {each.reason}"
+        for each in result.saturation
+        if each.verdict is Verdict.INVALID
+    ]
     for row in result.summaries:
         reasons += [f"{row.stage}, {row.variant}: {reason}" for reason in row.invalid_reasons]
     return tuple(dict.fromkeys(reasons))
 
 
 def slo_reasons(result: CampaignResult) -> tuple[str, ...]:
-    """Why the SLO does not hold, or is not decided, row by row."""
+    """Why the SLO does not hold, or is not decided, row by row.
+
+    Invalid rows are among `trust_reasons`.
+    """
     return tuple(
         f"{row.stage}, {row.variant}: {row.slo_verdict}: {row.slo_reason}"
         for row in result.summaries
-        if row.slo_verdict not in (None, Verdict.PASS)
+        if row.slo_verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
         and row.slo_reason
         and result.campaign.search is None
     )
+
+
+def notes_of(result: CampaignResult) -> tuple[str, ...]:
+    """What to know of the plan and of rows that makes no number invalid."""
+    rows = (f"{row.stage}, {row.variant}: {note}" for row in result.summaries for note in row.notes)
+    return (*result.manifest.notes, *rows)
+
+
+def clock_of(result: CampaignResult) -> str:
+    """From when latencies count, as a sentence."""
+    is_closed = {row.concurrency is not None for row in result.summaries}
+    if is_closed == {True}:
+        return "Latencies in ms from the send time: in a closed loop nothing is planned"
+    closed = ", in a closed loop from the send time" if True in is_closed else ""
+    return f"Latencies in ms from the planned send time{closed}"
 
 
 def decisive(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
@@ -141,45 +172,81 @@ def headlines(result: CampaignResult) -> tuple[Headline, ...]:
     """
     if result.saturation:
         best_first = sorted(result.saturation, key=lambda each: -(each.highest_passed_per_s or 0))
-        return tuple(
-            Headline(each.verdict, f"{each.variant}: the SLO {bracket(each)}")
-            for each in best_first
-        )
-    stages = list(dict.fromkeys(each.stage for each in result.comparisons))
-    shown = [
-        each
-        for stage in stages
-        for each in decisive(e for e in result.comparisons if e.stage == stage)
-    ]
+        return tuple(_search_headline(each) for each in best_first)
     variants = dict.fromkeys(each.variant for each in result.comparisons)
     return tuple(
         line
         for variant in variants
-        for line in _variant_headlines([e for e in shown if e.variant == variant], variant, stages)
+        for line in _variant_headlines(
+            result, [each for each in result.comparisons if each.variant == variant]
+        )
     )
 
 
-def _variant_headlines(
-    shown: Sequence[Comparison], variant: str, stages: Sequence[str]
-) -> Iterator[Headline]:
+def _search_headline(found: Saturation) -> Headline:
+    """A rate counts as confirmed where its interval, and not only its point estimate, decides."""
+    confirmed = (found.confirmed_pass_per_s, found.confirmed_fail_per_s)
+    doubt = (
+        ""
+        if confirmed == (found.highest_passed_per_s, found.lowest_failed_per_s)
+        else (" (not confirmed)")
+    )
+    if found.verdict is Verdict.INVALID:
+        doubt = f" (not to be trusted: {found.reason})"
+    return Headline(found.verdict, f"{found.variant}: the SLO {bracket(found)}{doubt}")
+
+
+def _variant_headlines(result: CampaignResult, mine: Sequence[Comparison]) -> Iterator[Headline]:
+    """Of all comparisons of one variant; of stages with an invalid row only that they have one."""
+    variant, baseline = mine[0].variant, mine[0].baseline
+    stages = list(dict.fromkeys(each.stage for each in result.comparisons))
+    doubted = {each.stage: doubts(each, result.summaries, result.problems) for each in mine}
+    shown = [each for each in mine if doubted[each.stage] is None]
     found = [c for c in DECIDED if any(e.change is c for e in shown)]
     for change in found:
-        parts = []
-        for name in dict.fromkeys(metric_name(e) for e in shown if e.change is change):
-            mine = [e for e in shown if e.change is change and metric_name(e) == name]
-            where = [e.stage for e in mine]
-            at = "" if where == list(stages) else f" ({', '.join(where)})"
-            parts.append(f"{name} {_range(mine)}{at}")
-        text = f"{variant} is {change} than {shown[0].baseline}: {', '.join(parts)}"
-        yield Headline(change, text)
-    if not found:
-        is_same = bool(shown) and all(e.change is Change.SAME for e in shown)
-        what = "the same as the baseline" if is_same else "no difference could be shown"
-        yield Headline(Change.SAME if is_same else Change.INCONCLUSIVE, f"{variant}: {what}")
+        what = _listed([e for e in shown if e.change is change], stages, _range)
+        yield Headline(change, f"{variant} is {change} than {baseline}: {what}")
+    if shown and not found:
+        same = [each for each in shown if each.change is Change.SAME]
+        margin = f"the same within {result.campaign.same_within:.0%}"
+        if len(same) == len(shown):
+            yield Headline(Change.SAME, f"{variant}: {margin} as {baseline} in all metrics")
+        else:
+            known = f"; {margin}: {_listed(same, stages)}" if same else ""
+            yield Headline(Change.INCONCLUSIVE, f"{variant}: no difference could be shown{known}")
+    for why in dict.fromkeys(filter(None, doubted.values())):
+        where = [stage for stage, doubt in doubted.items() if doubt == why]
+        yield Headline(
+            Verdict.INVALID,
+            f"not to be trusted: {variant} against {baseline}{_at(where, stages)}, {why}",
+        )
+
+
+def _listed(
+    shown: Sequence[Comparison],
+    stages: Sequence[str],
+    write: Callable[[Sequence[Comparison]], str] | None = None,
+) -> str:
+    """`TTFT P50 0.70× to 0.81×, TPOT P50 0.75× (heavy)`: by metric, with stages if not all."""
+    parts = []
+    for name in dict.fromkeys(map(metric_name, shown)):
+        mine = [each for each in shown if metric_name(each) == name]
+        effect = f" {write(mine)}" if write else ""
+        parts.append(f"{name}{effect}{_at([each.stage for each in mine], stages)}")
+    return ", ".join(parts)
+
+
+def _at(where: Sequence[str], stages: Sequence[str]) -> str:
+    return "" if list(where) == list(stages) else f" ({', '.join(where)})"
 
 
 def _range(mine: Sequence[Comparison]) -> str:
-    """`0.70× to 0.81×`, lowest and highest ratio over the stages."""
-    ratios = sorted(mine, key=lambda e: math.inf if e.ratio is None else e.ratio)
-    ends = dict.fromkeys(short_ratio(e) for e in (ratios[0], ratios[-1]))
-    return " to ".join(ends)
+    """`0.70× to 0.81×`, lowest and highest ratio over the stages; `∞ → 30 ms` has no ratio."""
+    known = sorted((each for each in mine if each.ratio is not None), key=lambda e: e.ratio or 0)
+    ends = [" to ".join(dict.fromkeys(map(short_ratio, (known[0], known[-1]))))] if known else []
+    return ", ".join([*ends, *dict.fromkeys(_step(e) for e in mine if e.ratio is None)])
+
+
+def _step(each: Comparison) -> str:
+    before, after = map(number, each.values)
+    return f"{before} → {after}{' ms' if each.metric.endswith('_ms') else ''}"

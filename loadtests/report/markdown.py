@@ -6,13 +6,18 @@ from pathlib import Path
 import yaml
 
 from loadtests.analyse.metrics import FORMULAS
+from loadtests.records.manifest import Manifest
 from loadtests.report.findings import (
+    clock_of,
     headlines,
+    notes_of,
     slo_reasons,
     status_line,
     trust_reasons,
     verdict_line,
 )
+from loadtests.report.footnotes import under_latencies, under_summary
+from loadtests.report.provenance import facts_of, facts_table, split_facts
 from loadtests.report.result import CampaignResult
 from loadtests.report.stages import stage_rows
 from loadtests.report.tables import (
@@ -34,24 +39,39 @@ def render_markdown(result: CampaignResult, pictures: Sequence[Path]) -> str:
         f"**{_text(verdict_line(result))}.** {_text(status_line(result))}.",
         _items(each.text for each in headlines(result)),
         _items((*trust_reasons(result), *slo_reasons(result))),
+        _items(f"Note: {note}" for note in notes_of(result)),
     ]
     overview = overview_table(result.comparisons)
     groups = stage_rows(result)
-    tables = [overview] if overview else []
-    tables += [saturation_table(result)] if result.saturation else []
-    tables += [summary_table(result, group) for group in groups]
-    parts += [_titled(table) for table in tables]
+    parts += [_titled(overview)] if overview else []
+    parts += [_titled(saturation_table(result))] if result.saturation else []
+    for group in groups:
+        parts += [_titled(summary_table(result, group)), _text(under_summary(group))]
+    parts += [f"{clock_of(result)}." if groups else ""]
     parts += [f"![{path.stem}]({path.name})" for path in pictures]
-    details = [latency_table(group) for group in groups]
-    details += [comparison_table(result.comparisons)] if result.comparisons else []
+    parts += ["## Every number"]
+    for group in groups:
+        parts += [_titled(latency_table(group)), _text(under_latencies(group))]
+    details = [comparison_table(result.comparisons)] if result.comparisons else []
     details += [probe_table(result)] if result.saturation else []
     details += [client_table(group, result.campaign.validity) for group in groups]
-    parts += ["## Every number", *(_titled(table) for table in details)]
+    parts += [_titled(table) for table in details]
     parts += ["## Formulas", _items(f"`{k}`: {v}" for k, v in FORMULAS.items())]
     parts += ["## Campaign", f"Started {result.manifest.started_at} on {_host(result)}."]
+    parts += _facts(result.manifest)
     text = yaml.safe_dump(result.campaign.model_dump(mode="json"), sort_keys=False)
     parts.append(f"````yaml\n{text}````")
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def _facts(manifest: Manifest) -> list[str]:
+    """A table of what differs between the variants; one line of what does not."""
+    differing, shared = split_facts(facts_of(manifest))
+    same = ", ".join(f"{name} {text}" for name, text in shared.items())
+    return [
+        _titled(facts_table(differing)) if differing else "",
+        _text(f"All variants: {same}.") if same else "",
+    ]
 
 
 def _titled(table: Table) -> str:
@@ -72,9 +92,12 @@ def _cell(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Names and error details come from the target: no markup, links, or line breaks."""
+    """Names and error details come from the target: no markup, links, or line breaks, and no
+    `@name`, which would call people to the pull request.
+    """
     flat = " ".join(text.split()).replace("](", "]\\(").replace("`", "'")
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain.replace("@", "@&#8203;")  # a space of no width
 
 
 def _host(result: CampaignResult) -> str:

@@ -10,14 +10,18 @@ import yaml
 from loadtests.analyse.metrics import FORMULAS
 from loadtests.report.figures.style import Picture, to_svg
 from loadtests.report.findings import (
+    clock_of,
     headlines,
+    notes_of,
     slo_reasons,
     status_line,
     trust_reasons,
     verdict_line,
 )
-from loadtests.report.html import Content, Html, tag
+from loadtests.report.footnotes import under_latencies, under_summary
+from loadtests.report.html import Content, Html, join, tag
 from loadtests.report.page_style import CSS, SCRIPT
+from loadtests.report.provenance import facts_of, facts_table
 from loadtests.report.result import CampaignResult
 from loadtests.report.rows import number
 from loadtests.report.samples import Failure
@@ -117,46 +121,39 @@ def _headline(result: CampaignResult) -> Html:
         )
         for each in headlines(result)
     ]
-    reasons = (*trust_reasons(result), *slo_reasons(result))
+    reasons, notes = (*trust_reasons(result), *slo_reasons(result)), notes_of(result)
     return tag(
         "div",
         tag("p", verdict_line(result), class_="answer"),
         tag("ul", *answers, class_="answers") if answers else "",
         tag("p", tag("strong", "Trust: "), status_line(result), "."),
-        _reasons(reasons),
+        _items(reasons, "more reasons"),
+        [tag("p", tag("strong", "To know: ")), _items(notes, "more notes")] if notes else "",
         class_=f"verdict {result.verdict}",
-        role="status",
     )
 
 
-def _reasons(reasons: Sequence[str]) -> Content:
-    if not reasons:
+def _items(texts: Sequence[str], more: str) -> Content:
+    """The first ones, and the others one press away."""
+    if not texts:
         return ""
-    items = [tag("li", each) for each in reasons]
+    items = [tag("li", each) for each in texts]
     shown = tag("ul", *items[:MAX_REASONS])
     if len(items) <= MAX_REASONS:
         return shown
-    more = tag("summary", f"{len(items) - MAX_REASONS} more reasons")
-    return [shown, tag("details", more, tag("ul", *items[MAX_REASONS:]))]
+    summary = tag("summary", f"{len(items) - MAX_REASONS} {more}")
+    return [shown, tag("details", summary, tag("ul", *items[MAX_REASONS:]))]
 
 
 def _summary(result: CampaignResult) -> list[Html]:
     overview = overview_table(result.comparisons)
-    tables = [summary_table(result, group) for group in stage_rows(result)]
+    groups = stage_rows(result)
+    if not groups:
+        return [tag("p", "No cell ran to its end, so there is no number to show.")]
     found = [_table(overview)] if overview else []
-    found += [_table(each) for each in tables]
-    if not tables:
-        found.append(tag("p", "No cell ran to its end, so there is no number to show."))
-    else:
-        found.append(
-            tag(
-                "p",
-                "TTFT and E2E count from the planned send time, with failures as infinite (∞). "
-                "- means that the sample does not support the number.",
-                class_="muted",
-            )
-        )
-    return found
+    found += [_table(summary_table(result, group), under_summary(group)) for group in groups]
+    text = f"{clock_of(result)}. Failures count as infinite (∞) in TTFT and E2E, and not in TPOT."
+    return [*found, tag("p", text, class_="muted")]
 
 
 def _comparison(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]:
@@ -175,7 +172,7 @@ def _saturation(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]
 
 
 def _latency(result: CampaignResult, drawn: dict[str, Picture]) -> list[Html]:
-    tables = [_table(latency_table(group)) for group in stage_rows(result)]
+    tables = [_table(latency_table(g), under_latencies(g)) for g in stage_rows(result)]
     if not tables:
         return []
     every = tag("details", tag("summary", "Every latency, with its interval"), *tables)
@@ -188,37 +185,19 @@ def _failures(drawn: dict[str, Picture], failures: Sequence[Failure]) -> list[Ht
 
 def _client(result: CampaignResult) -> list[Html]:
     limits = result.campaign.validity
-    found = [_table(client_table(group, limits)) for group in stage_rows(result)]
-    notes = [
-        tag("li", f"{row.stage}, {row.variant}: {note}")
-        for row in result.summaries
-        for note in row.notes
-    ]
-    return [*found, tag("ul", *notes)] if notes else found
+    return [_table(client_table(group, limits)) for group in stage_rows(result)]
 
 
 def _provenance(result: CampaignResult) -> list[Html]:
     manifest = result.manifest
-    facts = {
+    known = {
         **manifest.host,
         "load processes": str(manifest.n_workers),
         "tokens per word": number(manifest.tokens_per_word),
         **{f"SHA-256 of {path}": digest for path, digest in manifest.inputs.items()},
     }
-    names = list(dict.fromkeys(name for v in manifest.variants.values() for name in v.facts))
-    rows = tuple(
-        (
-            Cell(variant),
-            Cell("-" if of.replicas is None else str(of.replicas)),
-            *(Cell(of.facts.get(name, "-")) for name in names),
-        )
-        for variant, of in manifest.variants.items()
-    )
-    found = [_definitions(facts)]
-    if rows:
-        header = ("variant", "replicas", *names)
-        found.append(_table(Table("What the target said of its variants", header, rows)))
-    return found
+    facts = facts_of(manifest)
+    return [_definitions(known), *([_table(facts_table(facts))] if facts else [])]
 
 
 def _formulas() -> list[Html]:
@@ -254,7 +233,7 @@ def _figure(picture: Picture) -> Html:
     )
 
 
-def _table(table: Table) -> Html:
+def _table(table: Table, footnote: str = "") -> Html:
     kinds = [_kind(table, i) for i in range(len(table.header))]
     head = [
         tag("th", tag("button", text, type="button"), scope="col", class_=kind)
@@ -264,7 +243,9 @@ def _table(table: Table) -> Html:
     inner = tag(
         "table", tag("caption", table.caption), tag("thead", tag("tr", *head)), tag("tbody", *body)
     )
-    return tag("div", inner, class_="scroll", tabindex="0", role="group", aria_label=table.caption)
+    caption = table.caption
+    shown = tag("div", inner, class_="scroll", tabindex="0", role="group", aria_label=caption)
+    return join([shown, tag("p", footnote, class_="muted footnote") if footnote else ""])
 
 
 def _kind(table: Table, i: int) -> str | None:

@@ -59,6 +59,7 @@ nav a {{ display: inline-block; margin-right: 1rem; }}
 span.better, span.pass {{ color: var(--good); }} span.worse, span.fail {{ color: var(--bad); }}
 span.same {{ color: var(--same); }} span.inconclusive, span.invalid {{ color: var(--warn); }}
 .scroll {{ overflow-x: auto; margin: 0.6rem 0 1rem; }}
+.footnote {{ font-size: 0.86rem; margin: -0.7rem 0 1.4rem; }}
 table {{ border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }}
 caption {{ caption-side: top; text-align: left; padding: 0.3rem 0; }}
 th, td {{ padding: 0.3rem 0.48rem; text-align: right; border-bottom: 1px solid var(--grid);

@@ -1,6 +1,6 @@
 """What a campaign found, derived from the raw files of its run and from nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from loadtests.analyse.blocks import compare_cells
-from loadtests.analyse.nouns import Comparison, Saturation, VariantSummary, Verdict
+from loadtests.analyse.nouns import Change, Comparison, Saturation, VariantSummary, Verdict
 from loadtests.analyse.saturation import find_saturation
 from loadtests.analyse.summary import summarize_cells
 from loadtests.analyse.verdict import campaign_verdict
@@ -51,24 +51,31 @@ class CampaignResult:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the whole campaign; only stages with `gate` count towards pass or fail.
+        """Of the whole campaign; only `gated_stages` count towards pass or fail.
 
         A failed SLO is a finding even of a partial run, where its rows are valid.
         """
-        gated = {stage.name for stage in self.campaign.stages if stage.gate}
         return campaign_verdict(
-            self.summaries, self.saturation, gated, self.is_sound, self.is_partial
+            self.summaries, self.saturation, self.gated_stages, self.is_sound, self.is_partial
         )
+
+    @property
+    def gated_stages(self) -> frozenset[str]:
+        """Stages that count towards the SLO: those with `gate`, which no closed loop has."""
+        return frozenset(stage.name for stage in self.campaign.stages if stage.gate)
 
     @property
     def is_sound(self) -> bool:
         """Whether what there is can be trusted, be the run partial or not.
 
         Rows of a search are not asked: probes beyond saturation may fill the client, and a probe
-        is judged by what the server did.
+        is judged by what the server did. Its brackets are.
         """
-        is_search = self.campaign.search is not None
-        return not self.problems and (is_search or all(each.is_valid for each in self.summaries))
+        if self.campaign.search is not None:
+            is_known = all(each.verdict is not Verdict.INVALID for each in self.saturation)
+        else:
+            is_known = all(each.is_valid for each in self.summaries)
+        return is_known and not self.problems
 
 
 @dataclass(frozen=True)
@@ -126,18 +133,52 @@ def result_of(run: RawRun) -> CampaignResult:
         shards = shard_problems(
             run.cells, run.records, run.runs, run.manifest.n_workers, is_complete=is_complete
         )
+    problems = (*_ending_problems(run, is_complete=is_complete), *run.damage, *shards)
+    summaries = summarize_cells(run.campaign, run.whole)
     return CampaignResult(
         folder=run.folder,
         manifest=run.manifest,
         campaign=run.campaign,
         ending=run.ending,
-        summaries=summarize_cells(run.campaign, run.whole),
-        comparisons=compare_cells(run.campaign, run.whole),
+        summaries=summaries,
+        comparisons=_doubted(compare_cells(run.campaign, run.whole), summaries, problems),
         saturation=find_saturation(run.campaign, run.whole),
         n_cells=run.manifest.n_cells,
         n_cells_done=len(run.whole),
-        problems=(*_ending_problems(run, is_complete=is_complete), *run.damage, *shards),
+        problems=problems,
     )
+
+
+def _doubted(
+    comparisons: Sequence[Comparison], summaries: Sequence[VariantSummary], problems: Sequence[str]
+) -> tuple[Comparison, ...]:
+    """All comparisons; inconclusive those with `doubts`, so that no view says who is better."""
+    found = []
+    for each in comparisons:
+        why = doubts(each, summaries, problems)
+        if why is not None:
+            reason = f"not to be trusted, {why}: {each.reason}"
+            each = msgspec.structs.replace(each, change=Change.INCONCLUSIVE, reason=reason)
+        found.append(each)
+    return tuple(found)
+
+
+def doubts(
+    each: Comparison, summaries: Sequence[VariantSummary], problems: Sequence[str]
+) -> str | None:
+    """`bf16 and fp8 are invalid`: which of the two rows are, or the whole run; None for neither."""
+    if problems:
+        return "the run is invalid"
+    names = [
+        row.variant
+        for row in summaries
+        if row.stage == each.stage
+        and row.variant in (each.variant, each.baseline)
+        and not row.is_valid
+    ]
+    if not names:
+        return None
+    return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} invalid"
 
 
 def _ending_problems(run: RawRun, *, is_complete: bool) -> Iterator[str]:

@@ -15,6 +15,12 @@ class StageRows:
     rows: tuple[VariantSummary, ...]
     is_search: bool = False
 
+    @property
+    def name(self) -> str:
+        """Short, for a panel of a figure: `heavy`, `16-users (closed loop)`."""
+        row = self.rows[0]
+        return row.stage if row.concurrency is None else f"{row.stage} (closed loop)"
+
     def label(self, row: VariantSummary) -> str:
         """How the table names `row`."""
         if not self.is_search:
@@ -40,12 +46,12 @@ def variants_of(result: CampaignResult) -> tuple[str, ...]:
 
 
 def _title(result: CampaignResult, name: str, rows: Sequence[VariantSummary]) -> str:
-    kinds = {stage.name: stage.kind for stage in result.campaign.stages}
-    return f"{name}: {kinds.get(name, '')} {load_of(rows[0])}".replace("  ", " ")
-
-
-def load_of(row: VariantSummary) -> str:
-    """`8 requests/s` or `16 users`."""
-    if row.concurrency is not None:
-        return f"{row.concurrency} users"
-    return f"{row.offered_per_s if row.rate_per_s is None else row.rate_per_s:.3g} requests/s"
+    stage = next(each for each in result.campaign.stages if each.name == name)
+    if stage.kind == "concurrency":
+        users = "1 user" if stage.concurrency == 1 else f"{stage.concurrency} users"
+        return f"{name}: closed loop, {users} (latencies hide waiting, no tail to trust)"
+    if stage.kind == "ramp":
+        return f"{name}: ramp {stage.from_per_s:g} to {stage.to_per_s:g} requests/s"
+    row = rows[0]
+    rate = row.offered_per_s if row.rate_per_s is None else row.rate_per_s
+    return f"{name}: {stage.kind} {rate:.3g} requests/s"

@@ -8,12 +8,15 @@ from rich.table import Table
 from loadtests.analyse.nouns import Change, Verdict
 from loadtests.records.manifest import RunFiles
 from loadtests.report.findings import (
+    clock_of,
     headlines,
+    notes_of,
     slo_reasons,
     status_line,
     trust_reasons,
     verdict_line,
 )
+from loadtests.report.footnotes import under_summary
 from loadtests.report.result import CampaignResult
 from loadtests.report.rows import TERMINAL_HEADERS, bracket, errors_of, terminal_cells_of
 from loadtests.report.stages import stage_rows
@@ -41,6 +44,7 @@ MARKED = (
 )
 """What stands under each of TERMINAL_HEADERS."""
 MAX_REASONS = 12
+MAX_NOTES = 3
 
 
 def print_result(result: CampaignResult, console: Console) -> None:
@@ -75,6 +79,9 @@ def print_table(result: CampaignResult, console: Console) -> None:
             shown = map(escape, (group.label(row), *extra, *marked))
             table.add_row(*shown, style=None if row.is_valid else "yellow")
         console.print(table)
+        footnote = under_summary(group)
+        if footnote:
+            console.print(footnote, style="dim", markup=False, highlight=False)
         for row in group.rows:
             if row.errors:
                 text = f"{group.label(row)}: failed: {errors_of(row)}"
@@ -84,7 +91,9 @@ def print_table(result: CampaignResult, console: Console) -> None:
         baseline = result.comparisons[0].baseline
         text = f"▲ better, ▼ worse than {baseline}, by paired blocks."
         console.print(text, style="dim", markup=False, highlight=False)
-    text = f"{status_line(result)}. Latencies in ms from the planned send time."
+    for note in notes_of(result)[:MAX_NOTES]:
+        console.print(f"Note: {note}", style="dim", markup=False, highlight=False)
+    text = f"{status_line(result)}. {clock_of(result)}."
     console.print(text, markup=False, highlight=False)
 
 

@@ -126,7 +126,7 @@ def test_a_search_is_judged_by_its_brackets(tmp_path):
     assert result.comparisons == () and result.n_cells is None and not result.is_partial
     assert result.verdict is Verdict.INCONCLUSIVE
     first = headlines(result)[0].text
-    assert first == "bf16: the SLO holds at 8.00, not at 27.0 requests/s"
+    assert first == "bf16: the SLO holds at 8.00, not at 27.0 requests/s (not confirmed)"
 
 
 def test_what_is_no_run_is_the_callers_fault(tmp_path, folder):

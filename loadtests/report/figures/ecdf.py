@@ -6,14 +6,20 @@ from typing import Any
 import numpy as np
 
 from loadtests.report.figures.percentiles import PANELS
-from loadtests.report.figures.style import Picture, add_legend, colour_of, log_axis, new_figure
+from loadtests.report.figures.style import (
+    Picture,
+    add_legend,
+    colour_of,
+    line_of,
+    log_axis,
+    new_figure,
+)
 from loadtests.report.result import CampaignResult
 from loadtests.report.samples import Samples
 from loadtests.report.stages import stage_rows, variants_of
 
 MAX_POINTS = 300
 """Steps drawn per line; the smallest and the largest sample are always among them."""
-LINES = ("-", "--", "-.", ":")
 
 
 def draw_ecdf(result: CampaignResult, samples: Samples) -> Picture | None:
@@ -31,13 +37,13 @@ def draw_ecdf(result: CampaignResult, samples: Samples) -> Picture | None:
                 # an undefined TPOT is no failure: its share is of the requests that have one
                 n = row.n_planned if row.latencies[metric].with_failures else len(values)
                 _draw_line(axes, values, n, variants.index(row.variant))
-            axes.set_title(f"{title}, {row.stage}")
+            axes.set_title(f"{title}, {group.name}")
             axes.set_ylim(0, 1.02)
         axes_row[0].set_ylabel("share of requests")
     for axes in grid[-1]:
         axes.set_xlabel("ms")
         log_axis(axes.xaxis)
-    add_legend(figure, variants, linestyle="-", markersize=0)
+    add_legend(figure, variants, has_lines=True)
     return Picture(
         name="ecdf",
         title="Latency distribution",
@@ -58,5 +64,5 @@ def _draw_line(axes: Any, values: Sequence[float], n: int, i: int) -> None:
         (picked + 1) / n,
         drawstyle="steps-post",
         color=colour_of(i),
-        linestyle=LINES[i // 7 % len(LINES)],
+        linestyle=line_of(i),
     )

@@ -45,14 +45,16 @@ def draw_knee(result: CampaignResult) -> Picture | None:
     upper.set(title=f"share of requests in the SLO (limit {100 * limit:g} %)")
     lower.set_yticks(range(len(variants)), variants)
     lower.set_ylim(len(variants) - 0.5, -0.5)
-    lower.set(title="highest rate that passed to lowest that failed", xlabel="offered requests/s")
+    lower.set(title="highest rate that held to lowest that did not", xlabel="offered requests/s")
     lower.grid(visible=False, axis="y")
     log_axis(lower.xaxis)
     add_legend(figure, variants, linestyle="-")
     return Picture(
         name="knee",
         title="Saturation",
-        caption="Filled marks passed, hollow ones did not; bars are 95 % intervals of the share.",
+        caption="Bars are 95 % intervals of the share. Filled marks passed: their bar lies above "
+        "the limit. Hollow ones did not: their bar lies below the limit or crosses it. Where it "
+        "still crosses it after all repeats, the bracket goes by the mark.",
         alt="Share of requests within the SLO against the offered rate per variant, and the "
         "bracket of the highest rate that passes; the numbers are in the table of saturation.",
         figure=figure,

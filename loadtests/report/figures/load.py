@@ -59,7 +59,7 @@ def draw_load(result: CampaignResult) -> Picture | None:
 def _tail(rows: Sequence[VariantSummary]) -> float:
     """The highest percentile that more than half of the rows support."""
     for p in TAILS:
-        if sum(math.isfinite(_at(row, "ttft_user_ms", p)) for row in rows) * 2 > len(rows):
+        if sum(not math.isnan(_at(row, "ttft_user_ms", p)) for row in rows) * 2 > len(rows):
             return p
     return TAILS[-1]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from loadtests.analyse.nouns import VariantSummary
 from loadtests.analyse.stats import Quantile
@@ -35,15 +35,17 @@ def draw_percentiles(result: CampaignResult) -> Picture | None:
     for axes_row, group in zip(grid, groups, strict=True):
         for axes, (metric, title) in zip(axes_row, PANELS, strict=True):
             _draw_panel(axes, group, variants, metric)
-            axes.set_title(f"{title}, {group.rows[0].stage}")
+            axes.set_title(f"{title}, {group.name}")
         axes_row[0].set_ylabel("ms")
     add_legend(figure, variants, linestyle="-")
     return Picture(
         name="percentiles",
         title="Latency percentiles",
         caption="Exact nearest-rank percentiles with 95 % intervals. TTFT and E2E count from the "
-        "planned send time, and each failure as infinite (∞); TPOT is of successes. A percentile "
-        "that the sample cannot support is left out.",
+        "planned send time (in a closed loop from the send time), and each failure as infinite "
+        "(∞); TPOT is of successes. A bar that ends in an arrow has no bound on that side: the "
+        "sample is too small for one, or failures reach it. A percentile that the sample cannot "
+        "support is left out.",
         alt="Percentiles P50 to P99.9 of TTFT, E2E and TPOT per stage and variant; the numbers "
         "are in the table of latencies.",
         figure=figure,
@@ -53,21 +55,26 @@ def draw_percentiles(result: CampaignResult) -> Picture | None:
 def _draw_panel(axes: Any, group: StageRows, variants: Sequence[str], metric: str) -> None:
     shown = [q for row in group.rows for q in _quantiles(row, metric)]
     ps = sorted({q.p for q in shown if q.value is not None})
-    values = [q.value for q in shown if q.value is not None and math.isfinite(q.value)]
+    ends = [end for q in shown for end in (q.value, q.low, q.high) if _is_finite(end)]
+    lines = []
     for row in group.rows:
         i = variants.index(row.variant)
         dodge = (i - (len(variants) - 1) / 2) * min(DODGE, 0.7 / len(variants))
-        known = [q for q in _quantiles(row, metric) if q.value is not None]
-        _draw_line(axes, known, ps, dodge, i)
+        points = [(ps.index(q.p) + dodge, q) for q in _quantiles(row, metric) if q.p in ps]
+        points = [(x, q) for x, q in points if q.value is not None]
+        _draw_line(axes, points, i)
+        lines.append((points, i))
     axes.set_xticks(range(len(ps)), [percentile_name(p) for p in ps])
     axes.set_xlim(-0.6, max(1, len(ps)) - 0.4)
     axes.grid(visible=False, axis="x")
-    if is_wide(values):
+    if is_wide(ends):
         log_axis(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
-    if any(q.value is not None and math.isinf(q.value) for q in shown):
+    if any(not _is_finite(q.high) for q in shown if q.value is not None):
         _leave_room(axes)
+    for points, i in lines:
+        _draw_intervals(axes, points, i)
 
 
 def _leave_room(axes: Any) -> None:
@@ -77,29 +84,43 @@ def _leave_room(axes: Any) -> None:
     axes.set_ylim(top=high * (high / low) ** 0.2 if is_log else high + 0.2 * (high - low))
 
 
-def _draw_line(
-    axes: Any, quantiles: Sequence[Quantile], ps: Sequence[float], dodge: float, i: int
-) -> None:
-    known = [
-        (ps.index(q.p) + dodge, q)
-        for q in quantiles
-        if q.value is not None and math.isfinite(q.value)
-    ]
-    colour = colour_of(i)
-    axes.plot([x for x, _ in known], [q.value for _, q in known], color=colour, alpha=0.45)
-    for x, q in known:
-        low = q.value if q.low is None else q.low
-        high = q.value if q.high is None or math.isinf(q.high) else q.high
+def _draw_line(axes: Any, points: Sequence[tuple[float, Quantile]], i: int) -> None:
+    known = [(x, q.value) for x, q in points if _is_finite(q.value)]
+    axes.plot([x for x, _ in known], [y for _, y in known], color=colour_of(i), alpha=0.45)
+    axes.plot(
+        [x for x, _ in known], [y for _, y in known], color=colour_of(i), marker=marker_of(i),
+        markersize=4.5, linestyle="",
+    )  # fmt: skip
+    # the ends decide how far the axis reaches, so they go on it before the intervals do
+    for x, q in points:
+        ends = [end for end in (q.low, q.high) if _is_finite(end)]
+        axes.plot([x] * len(ends), ends, linestyle="")
+
+
+def _draw_intervals(axes: Any, points: Sequence[tuple[float, Quantile]], i: int) -> None:
+    """Bars; to the edge of the panel, with an arrow, on a side that has no bound."""
+    bottom, top = axes.get_ylim()
+    place, colour = axes.get_xaxis_transform(), colour_of(i)
+    for x, q in points:
+        low = q.low if _is_finite(q.low) else bottom
+        high = q.high if _is_finite(q.high) else top
         axes.plot([x, x], [low, high], color=colour, linewidth=3.5, alpha=0.35)
-        axes.plot([x], [q.value], color=colour, marker=marker_of(i), markersize=4.5)
-    for q in quantiles:
         if q.value is not None and math.isinf(q.value):
-            place = (ps.index(q.p) + dodge, 0.97)
             axes.text(
-                *place, "∞", color=colour, ha="center", va="top", fontsize=13, weight="bold",
-                transform=axes.get_xaxis_transform(), bbox={"facecolor": "none", "edgecolor": BAD,
+                x, 0.93, "∞", color=colour, ha="center", va="top", fontsize=13, weight="bold",
+                transform=place, bbox={"facecolor": "none", "edgecolor": BAD,
                 "boxstyle": "round,pad=0.08", "linewidth": 0.7},
             )  # fmt: skip
+        for end, y, marker in ((q.low, 0, "v"), (q.high, 1, "^")):
+            if not _is_finite(end):
+                axes.plot(
+                    [x], [y], color=colour, marker=marker, markersize=5, linestyle="",
+                    transform=place, clip_on=False, gid="open",
+                )  # fmt: skip
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _quantiles(row: VariantSummary, metric: str) -> tuple[Quantile, ...]:

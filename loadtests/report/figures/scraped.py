@@ -5,7 +5,15 @@ from typing import Any
 
 from loadtests.records.manifest import MetricSample
 from loadtests.records.record import CellPlan
-from loadtests.report.figures.style import COLOURS, GRID, Picture, add_legend, colour_of, new_figure
+from loadtests.report.figures.style import (
+    GRID,
+    MUTED,
+    Picture,
+    add_legend,
+    colour_of,
+    line_of,
+    new_figure,
+)
 from loadtests.report.result import CampaignResult
 from loadtests.report.stages import variants_of
 from serve_app.domain.units import NS_PER_S
@@ -28,20 +36,23 @@ def draw_scraped(
     for axes, name in zip(panels, shown, strict=True):
         for labels, line in _lines(each for each in scraped if each.name == name).items():
             variant = _variant_of(dict(labels), variants)
-            colour = colour_of(variants.index(variant)) if variant else COLOURS[-1]
-            axes.plot(*line, color=colour, linewidth=1.1, drawstyle="steps-post", alpha=0.85)
+            i = variants.index(variant) if variant else None
+            look = (
+                {"color": MUTED} if i is None else {"color": colour_of(i), "linestyle": line_of(i)}
+            )
+            axes.plot(*line, **look, linewidth=1.1, drawstyle="steps-post", alpha=0.85)
         _shade(axes, cells)
         axes.set_title(name)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.005)
     panels[-1].set_xlabel("seconds from the start of the run")
-    add_legend(figure, variants, linestyle="-", markersize=0)
+    add_legend(figure, variants, has_lines=True)
     left_out = f" {len(names) - len(shown)} more are in samples.jsonl." if names != shown else ""
     return Picture(
         name="scraped",
         title="The server's own metrics",
         caption="As scraped while the load ran, in the colour of the variant that the labels "
-        f"name; grey: every other cell.{left_out}",
+        f"name, or grey if they name none. Shaded: every other cell.{left_out}",
         alt=f"Time series of {', '.join(shown)}.",
         figure=figure,
     )

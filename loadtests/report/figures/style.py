@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 # Okabe-Ito: told apart by people with any colour vision
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#111111")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
 CLASS_COLOURS = ("#b04070", "#ddaa33", "#44aa99", "#8899dd", "#999933", "#aa66bb", "#888888")
 """Of error classes: none is a variant's colour."""
 INK, MUTED, GRID, BAD = "#1b1b1f", "#6b6b75", "#dcdce2", "#c02030"
@@ -87,12 +88,31 @@ def marker_of(i: int) -> str:
     return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
+def line_of(i: int) -> str:
+    """Its line, where there are no markers."""
+    return LINES[i // len(COLOURS) % len(LINES)]
+
+
 def add_legend(
-    figure: Figure, variants: Sequence[str], *, without: str | None = None, **line: Any
+    figure: Figure,
+    variants: Sequence[str],
+    *,
+    without: str | None = None,
+    has_lines: bool = False,
+    **line: Any,
 ) -> None:
-    """A legend of the variants under the figure, but for the one that it does not show."""
+    """A legend of the variants under the figure, but for the one that it does not show.
+
+    `has_lines`: variants are told apart by their lines, not by their markers.
+    """
     handles = [
-        Line2D([], [], color=colour_of(i), marker=marker_of(i), label=_legible(name), **line)
+        Line2D(
+            [],
+            [],
+            color=colour_of(i),
+            label=_legible(name),
+            **({"linestyle": line_of(i)} if has_lines else {"marker": marker_of(i)} | line),
+        )
         for i, name in enumerate(variants)
         if name != without
     ]
