@@ -34,14 +34,21 @@ def loadtest(
         int, typer.Option(min=0, help="Wait for this many `quantile load-worker` elsewhere.")
     ] = 0,
     listen: Annotated[
-        str | None, typer.Option(help="HOST:PORT for workers of other machines.")
+        str | None,
+        typer.Option(
+            help="HOST:PORT for --remote-workers to connect to. In a trusted network only: "
+            "Locust's port has no authentication."
+        ),
     ] = None,
-    web_port: Annotated[int | None, typer.Option(help="Show the run in Locust's web UI.")] = None,
+    web_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Show the run in Locust's web UI.")
+    ] = None,
 ) -> None:
     """Measure variants under load: P50 to P99.9 with intervals, SLO, paired comparison.
 
     Open loop: arrivals come from a plan and wait for no answer. Exit status: 0 the SLO holds,
-    1 it does not, 2 wrong input, 3 invalid, partial or inconclusive.
+    1 it does not, 2 wrong input, 3 invalid, partial or inconclusive. Ctrl-C, SIGTERM or SIGHUP
+    ends the load and leaves a partial report; a second one also drops what is in flight.
 
     Examples:
     quantile loadtest configs/campaigns/smoke.yaml
@@ -88,13 +95,23 @@ def compare(
 
 def load_worker(
     master: Annotated[str, typer.Option(help="HOST:PORT of `quantile loadtest --listen`.")],
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable of this machine that holds the API key, where the "
+            "campaign has target.api_key_env; no other one is ever sent.",
+        ),
+    ] = None,
 ) -> None:
     """Send a share of a campaign's load from this machine, until the campaign ends.
 
-    The API key, if the campaign names one, is read from this machine's environment.
-    Example: quantile load-worker --master 10.0.0.5:5557
+    In a trusted network only: whoever answers as the master says where the load goes.
+    Example: quantile load-worker --master 10.0.0.5:5557 --api-key-env API_KEY
     """
     command = [sys.executable, "-m", "loadtests.drive.worker", "--master", master]
+    if api_key_env is not None:
+        command += ["--api-key-env", api_key_env]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

@@ -4,20 +4,28 @@ Locust monkey-patches the process that imports it, so the load runs in processes
 module imports none of it.
 """
 
+import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Self
 
 import msgspec
 from rich.console import Console
 
+from loadtests.analyse.search import stage_of
 from loadtests.campaign import Campaign
+from loadtests.drive.shard import check_cap
 from loadtests.observe.discover import resolve_variants
+from loadtests.observe.pages import own_metrics
 from loadtests.observe.ready import context_lengths, tokens_per_word, wait_until_ready
 from loadtests.observe.scrape import Scraper
 from loadtests.plan.cells import Planner, input_files
@@ -44,6 +52,8 @@ from serve_app.domain.errors import ConfigError
 STOP_GRACE_S = 20.0
 """Time for the load processes to record what is in flight and to leave."""
 LOG_LINES = 5
+WRONG_INPUT = f"{ConfigError.__name__}: "
+"""How the load process begins an ending that is the caller's to mend."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,23 @@ class LoadOptions:
     remote_workers: int = 0
     """Load processes on other machines: `quantile load-worker --master HOST:PORT`."""
     listen: str | None = None
-    """HOST:PORT that workers connect to; null: a free port of this machine alone."""
+    """HOST:PORT that remote workers connect to, in a network of trust: Locust's port asks for no
+    password. None without remote workers."""
     web_port: int | None = None
     """Port of Locust's own web UI."""
+
+    def check(self, campaign: Campaign) -> None:
+        """Raise ConfigError for what the load process would refuse, or would wait for in vain."""
+        if (self.listen is None) != (self.remote_workers == 0):
+            given = f"--listen {self.listen}" if self.listen else "--remote-workers alone"
+            raise ConfigError(
+                "need both --listen HOST:PORT, where workers of other machines come, and "
+                f"--remote-workers N, how many to wait for; have {given}: give both or neither"
+            )
+        port = re.fullmatch(r".+:([0-9]{1,5})", self.listen or ":")
+        if self.listen is not None and not (port and 0 < int(port[1]) < 1 << 16):
+            raise ConfigError(f"--listen: need HOST:PORT, have {self.listen!r}")
+        check_cap(campaign.in_flight_cap, self.processes + self.remote_workers)
 
     def arguments(self) -> list[str]:
         """For the load process."""
@@ -85,22 +109,25 @@ def run_campaign(
 ) -> CampaignResult:
     """Run `campaign`, leave records and report in `out_dir`, and return the result.
 
-    `columns` adds columns to the tables. Ctrl-C ends the load; what was measured until then is
-    reported and marked partial, as it is when a worker or the server is lost. Raises ConfigError
-    if `out_dir` already holds a run, an input cannot be read, a request could not fit a variant's
-    context, or the endpoint cannot be asked for its models; UnknownModelError if a variant is not
-    served; InvalidRunError if not all replicas become ready.
+    `columns` adds columns to the tables. Ctrl-C, SIGTERM or SIGHUP ends the load (a second one at
+    once); what was measured until then is reported and marked partial, as it is when a worker or
+    the server is lost. Raises ConfigError if `out_dir` already holds a run or cannot be made, an
+    input cannot be read or planned, a request could not fit a variant's context, the endpoint
+    cannot be asked for its models, or the load process has no port to listen on;
+    UnknownModelError if a variant is not served; InvalidRunError if not all replicas become ready.
     """
     console = console or Console(stderr=True)
     options = options or LoadOptions()
+    options.check(campaign)
     files = RunFiles(out_dir)
-    if files.manifest.exists():
-        raise ConfigError(f"{out_dir} already holds a run: name another folder")
-    resolved = resolve_variants(campaign)
+    if present := files.present():
+        raise ConfigError(
+            f"{out_dir} already holds a run ({', '.join(present)}): name another folder"
+        )
+    resolved, metrics_notes = own_metrics(resolve_variants(campaign))
     check_lengths(resolved, context_lengths(resolved))
-    prompts = load_prompts(resolved.workload.prompts)
-    planner = Planner(resolved, len(prompts))
-    n_cells = None if resolved.search else plan_cells(resolved, prompts).n_cells
+    n_cells, notes = _plan(resolved)
+    _make_folder(out_dir)
     with console.status("waiting until all replicas of all variants are ready") as status:
         variants = wait_until_ready(resolved, status.update)
     manifest = Manifest(
@@ -110,36 +137,115 @@ def run_campaign(
         campaign=resolved.model_dump(mode="json"),
         n_workers=options.processes + options.remote_workers,
         n_cells=n_cells,
-        notes=planner.notes(),
+        notes=notes + metrics_notes,
         inputs={str(path): digest(path) for path in input_files(resolved)},
         tokens_per_word=tokens_per_word(resolved),
         variants=variants,
         columns={title: dict(cells) for title, cells in (columns or {}).items()},
     )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    files.write_manifest(manifest)
-    _load(files, resolved, options, console)
-    return write_report(out_dir)
+    with _Stop() as stop:
+        files.write_manifest(manifest)
+        _load(files, resolved, options, console, stop)
+        return write_report(out_dir)
 
 
-def _load(files: RunFiles, campaign: Campaign, options: LoadOptions, console: Console) -> None:
-    """Send the load; whatever happens, `ending.json` says how it ended."""
+def _plan(campaign: Campaign) -> tuple[int | None, tuple[str, ...]]:
+    """How many cells there will be, None for a search, and notes. Raises ConfigError."""
+    prompts = load_prompts(campaign.workload.prompts)
+    planner, search = Planner(campaign, len(prompts)), campaign.search
+    if search is None:
+        return plan_cells(campaign, prompts).n_cells, planner.notes()
+    planner.requests(stage_of(search, search.low_per_s), 0)  # no other rate has fewer requests
+    return None, planner.notes()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: need a folder that can be made: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: need a folder that can be written to, have {folder}")
+
+
+class _Stop:
+    """Ctrl-C, SIGTERM and SIGHUP while a run is on: the first ends the load, the second does so at
+    once, and neither costs the report. From the third on they do what they did before.
+
+    A signal that is ignored, as under nohup, or ends this process by itself is left alone.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[signal.Signals] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._too_long: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before = signal.getsignal(number)
+            if callable(before):
+                self._before[number] = before
+                signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if self._too_long is not None:
+            self._too_long.cancel()
+
+    def ends(self, process: "subprocess.Popen[bytes]") -> None:
+        """Let it be `process` that is ended, now if a signal was there before it."""
+        self._process = process
+        if self.heard:
+            process.terminate()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        """No output here: it may have been another output that was interrupted."""
+        self.heard.append(signal.Signals(number))
+        if len(self.heard) > 2:
+            self._before[number](number, frame)
+        elif self._process is not None and len(self.heard) == 2:
+            self._process.kill()
+        elif self._process is not None:
+            self._process.terminate()
+            self._too_long = threading.Timer(STOP_GRACE_S, self._process.kill)
+            self._too_long.daemon = True
+            self._too_long.start()
+
+
+def _load(
+    files: RunFiles, campaign: Campaign, options: LoadOptions, console: Console, stop: _Stop
+) -> None:
+    """Send the load; `ending.json` says how it ended. Raises ConfigError if it could not begin."""
     epoch_ns = time.monotonic_ns()
     command = ["--epoch-ns", str(epoch_ns), *options.arguments()]
-    with Scraper(campaign, files, epoch_ns), _load_process(files, command) as process:
-        try:
-            with LiveView(console) as view:
-                decoder = msgspec.json.Decoder(Progress)
-                for line in process.stdout or ():
-                    view.show(decoder.decode(line))
-            process.wait()
-        except KeyboardInterrupt:
-            console.print("stopping the load; what was measured is kept")
-    if files.read_ending() is None:
+    scraper = Scraper(campaign, files, epoch_ns)
+    with scraper, _load_process(files, command) as process:
+        stop.ends(process)
+        with LiveView(console) as view:
+            decoder = msgspec.json.Decoder(Progress)
+            is_told = False
+            for line in process.stdout or ():
+                view.show(decoder.decode(line))
+                if stop.heard and not is_told:
+                    console.print("stopping the load; what was measured is kept")
+                    is_told = True
+        process.wait()
+    if (trouble := scraper.trouble()) is not None:
+        console.print(trouble, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    ending = files.read_ending()
+    if ending is None:
         tail = files.client_log.read_text(encoding="utf-8", errors="replace").strip()
         last = "\n".join(tail.splitlines()[-LOG_LINES:])
         detail = f"the load process ended with status {process.returncode}: {last}"
-        files.write_ending(Ending(reason=EndReason.FAILED, detail=detail))
+        reason = EndReason.FAILED
+        if stop.heard:
+            reason, detail = EndReason.INTERRUPTED, f"{stop.heard[0].name}: {detail}"
+        files.write_ending(Ending(reason=reason, detail=detail))
+    elif ending.detail.startswith(WRONG_INPUT) and not files.cells.exists():
+        raise ConfigError(f"{ending.detail.removeprefix(WRONG_INPUT)} (nothing was sent)")
 
 
 @contextmanager

@@ -38,10 +38,13 @@ class Campaign(Strict):
     timeout_s: Positive = 60.0
     """A request that is not finished this long after it was sent has failed."""
     in_flight_cap: Count = 128
-    """Open requests that the client holds at most; arrivals beyond it are failures."""
+    """Open requests that the client holds at most; arrivals beyond it are failures. It is split
+    over the load processes, each of which keeps to its share."""
     give_up_after: Count = 50
     """Requests in a row that found no server, after which the run stops, as partial."""
     slo: Slo | None = None
+    """What a request must meet. Stages with `gate` decide the exit status by it, or the search;
+    where no stage has `gate` the report shows it, and a whole and valid run exits with 0."""
     same_within: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Differences within this share count as none in comparisons."""
     validity: ValidityLimits = ValidityLimits()
@@ -56,6 +59,11 @@ class Campaign(Strict):
             raise ValueError("need either stages or search")
         if self.search is not None and self.slo is None:
             raise ValueError("search: need slo, it looks for the highest rate that meets it")
+        if self.search is not None and (self.blocks, self.repeats) != (1, 1):
+            raise ValueError(
+                f"search: need blocks and repeats of 1, have {self.blocks} and {self.repeats}: "
+                "it repeats a rate as search.max_repeats says, leave them out"
+            )
         baseline, variants = self.target.baseline, self.target.variants
         if baseline is not None and variants != "all" and baseline not in variants:
             raise ValueError(f"target.baseline: need one of {list(variants)}, have {baseline!r}")
@@ -74,10 +82,28 @@ class Campaign(Strict):
                     f"stage {stage.name}: a trace says what is shared: "
                     "leave out sessions and shared_prefix"
                 )
-            if isinstance(stage, ConcurrencyStage) and workload.sessions:
+        return self
+
+    @model_validator(mode="after")
+    def _closed_loops_can_be_played(self) -> "Campaign":
+        for stage in self.stages:
+            if not isinstance(stage, ConcurrencyStage):
+                continue
+            if self.workload.sessions:
                 raise ValueError(
                     f"stage {stage.name}: sessions need arrivals that the plan times, have a "
                     "closed loop: leave out sessions"
+                )
+            if stage.gate and self.slo is not None:
+                raise ValueError(
+                    f"stage {stage.name}: need gate: false, have true: users of a closed loop ask "
+                    "a slow server less, so that it would pass (coordinated omission). Leave "
+                    "gate out, and judge the SLO at a stage with a rate"
+                )
+            if stage.concurrency > self.in_flight_cap:
+                raise ValueError(
+                    f"stage {stage.name}: need in_flight_cap of {stage.concurrency} or more, as "
+                    f"many as users, have {self.in_flight_cap}: raise it or lower concurrency"
                 )
         return self
 
@@ -115,8 +141,15 @@ class Campaign(Strict):
 def parse_campaign(raw: object, source: str) -> Campaign:
     """Check plain data. Raises ConfigError that lists every wrong field of `source`."""
     try:
+        plain = msgspec.json.encode(raw)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{source}: not a campaign: need text for keys and no alias that holds itself, have "
+            f"else ({error}): to YAML on, off, yes, no and ~ are no text, quote them"
+        ) from error
+    try:
         # as JSON, strict mode takes arrays for tuples and strings for paths, and nothing else
-        return Campaign.model_validate_json(msgspec.json.encode(raw), strict=True)
+        return Campaign.model_validate_json(plain, strict=True)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in each['loc']) or '(top)'}: {each['msg']}"
@@ -132,7 +165,7 @@ def load_campaign(path: Path) -> Campaign:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # no text, no date, ...
         raise ConfigError(f"{path}: cannot read the campaign: {error}") from error
     parse_campaign(raw, str(path))
     return parse_campaign(_absolute(raw, path.parent.resolve()), str(path))

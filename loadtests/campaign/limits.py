@@ -1,6 +1,6 @@
 """What is good enough for a user, and what makes a run worthless."""
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from loadtests.campaign.strict import Positive, PositiveShare, Strict
 
@@ -14,7 +14,18 @@ class Slo(Strict):
     e2e_ms: Positive | None = None
     tpot_ms: Positive | None = None
     attainment: PositiveShare = 0.99
-    """Share of the planned requests that must meet every limit; errors do not."""
+    """Share of the planned requests that must meet every limit; errors do not. Below 1, as the
+    verdict is an interval's: requests that all meet the limits show a share near 1, never 1."""
+
+    @field_validator("attainment")
+    @classmethod
+    def _can_be_shown(cls, value: float) -> float:
+        if value == 1.0:
+            raise ValueError(
+                "need less than 1, have 1.0: the lower end of the interval stays below 1 however "
+                "many requests pass, so nothing could meet it; with n requests 1 - 4 / n can be met"
+            )
+        return value
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> "Slo":

@@ -17,7 +17,9 @@ class _Stage(Strict):
     duration_s: Positive
     """Length of the measured window of one cell; warm-up and cool-down come on top."""
     gate: bool = True
-    """Whether the SLO verdict at this stage decides the campaign's exit status."""
+    """Whether the SLO verdict at this stage decides the campaign's exit status. Where no stage
+    has it, as with closed loops alone, the SLO decides nothing: a whole and valid run exits with 0.
+    """
 
 
 class ConstantStage(_Stage):
@@ -74,6 +76,8 @@ class ConcurrencyStage(_Stage):
 
     kind: Literal["concurrency"]
     concurrency: Count
+    gate: bool = False
+    """False: users who wait for answers send no more, and the SLO does not see what they miss."""
 
 
 class TraceFormat(StrEnum):

@@ -6,13 +6,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from loadtests.campaign.strict import Positive, Strict
+from loadtests.campaign.strict import HttpUrl, Positive, Strict
 
 
 class Target(Strict):
     """Where the load goes. Each request pins one variant as `<model>@<variant>`."""
 
-    base_url: str = "http://127.0.0.1:8000"
+    base_url: HttpUrl = "http://127.0.0.1:8000"
     """Scheme, host and port, without `/v1`."""
     model: str = Field(min_length=1)
     """Alias of the model, without a pin."""
@@ -27,11 +27,8 @@ class Target(Strict):
 
     @field_validator("base_url")
     @classmethod
-    def _is_http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"need http(s)://host[:port], have {value!r}")
-        if parts.path.rstrip("/").endswith("/v1"):
+    def _is_no_api(cls, value: str) -> str:
+        if urlsplit(value).path.rstrip("/").endswith("/v1"):
             raise ValueError(f"leave out /v1, have {value!r}")
         return value.rstrip("/")
 
@@ -46,10 +43,11 @@ class Target(Strict):
 class Metrics(Strict):
     """Prometheus endpoints that are read while the load runs: KV use, queues, batch sizes."""
 
-    urls: tuple[str, ...] = ()
+    urls: tuple[HttpUrl, ...] = ()
     """Pages in Prometheus' text format."""
     file_sd: Path | None = None
-    """A Prometheus service discovery file; Ray writes `prom_metrics_service_discovery.json`."""
+    """A Prometheus service discovery file; Ray writes `prom_metrics_service_discovery.json`,
+    under /tmp/ray: that one is left out where the target is another machine."""
     interval_s: Positive = 10.0
     """Ray renews its pages every 10 s, and a read costs its agent about 90 ms of CPU."""
     series: tuple[str, ...] = (

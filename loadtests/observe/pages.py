@@ -2,19 +2,43 @@
 
 import http.client
 import math
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from urllib.request import ProxyHandler, Request, build_opener
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    Request,
+    UnknownHandler,
+)
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.campaign import Metrics
+from loadtests.campaign import Campaign, Metrics
 from loadtests.records.manifest import MetricSample
 
 MOST_BYTES = 64 << 20
 """Of one page; the page of a large Ray cluster's node has a few MiB."""
 
-_OPENER = build_opener(ProxyHandler({}))  # metrics are on this network, whatever the proxy
+_OPENER = OpenerDirector()
+"""Reads http and https, also where a page is moved to: no file of this machine, no ftp. It knows
+no proxy, as metrics are on this network."""
+for _handler in (
+    HTTPHandler(),
+    HTTPSHandler(),
+    HTTPRedirectHandler(),
+    HTTPDefaultErrorHandler(),
+    HTTPErrorProcessor(),
+    UnknownHandler(),
+):
+    _OPENER.add_handler(_handler)
+RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 that is where Ray writes
 _PATH, _SCHEME = "__metrics_path__", "__scheme__"
 
 
@@ -23,6 +47,41 @@ class _Group(msgspec.Struct):
 
     targets: list[str]
     labels: dict[str, str] = {}
+
+
+def own_metrics(campaign: Campaign) -> tuple[Campaign, tuple[str, ...]]:
+    """The campaign without the discovery file of this machine's Ray where the target is another
+    machine, and what to note of that: the pages would be of a cluster that bears no load.
+    """
+    metrics, host = campaign.metrics, urlsplit(campaign.target.base_url).hostname or ""
+    if metrics is None or metrics.file_sd is None or is_this_machine(host):
+        return campaign, ()
+    if not metrics.file_sd.is_relative_to(RAY_FOLDER):
+        return campaign, ()
+    less = metrics.model_copy(update={"file_sd": None}) if metrics.urls else None
+    note = (
+        f"no metrics of {metrics.file_sd}: it lists the Ray cluster of the machine that sends the "
+        f"load, and the target is {host}. Name the target's pages in metrics.urls"
+    )
+    return campaign.model_copy(update={"metrics": less}), (note,)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether `host` is an address of this machine: one that a socket can be bound to."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(_can_bind(family, address) for family, *_, address in found)
+
+
+def _can_bind(family: int, address: tuple[object, ...]) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def page_urls(metrics: Metrics) -> tuple[str, ...]:
@@ -39,8 +98,8 @@ def page_urls(metrics: Metrics) -> tuple[str, ...]:
 
 
 def read_page(url: str, timeout_s: float) -> str:
-    """The page as text. Raises OSError or ValueError."""
-    request = Request(url, headers={"Accept": "text/plain; version=0.0.4"})  # noqa: S310 http(s)
+    """The page as text. Raises OSError or ValueError, also for what is not http(s)."""
+    request = Request(url, headers={"Accept": "text/plain; version=0.0.4"})  # noqa: S310 by _OPENER
     try:
         with _OPENER.open(request, timeout=timeout_s) as answer:
             page: bytes = answer.read(MOST_BYTES + 1)

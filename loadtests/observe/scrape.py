@@ -3,7 +3,6 @@
 In a thread of the parent process: the load processes have their own, and gevent is not here.
 """
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -16,17 +15,18 @@ from loadtests.records.manifest import MetricSample, RunFiles
 from loadtests.records.record import JsonlWriter
 
 READ_WITHIN_S = 2.0
+MOST_TOLD = 3
+"""Failures that are told one by one."""
 LEAVE_WITHIN_S = 0.2
 """How long the end of a run waits for a read that is under way; its samples are left out then."""
-
-logger = logging.getLogger("quantile.loadtests")
 
 
 class Scraper:
     """`with Scraper(...)`: samples of the campaign's series go to `samples.jsonl` meanwhile.
 
-    Pages that cannot be read are skipped, and told once at the end. Nothing is raised: the load
-    does not depend on it. `epoch_ns` is the start of the run on this machine's monotonic clock.
+    Pages that cannot be read are skipped, and told by `trouble` at the end. Nothing is raised: the
+    load does not depend on it. `epoch_ns` is the start of the run on this machine's monotonic
+    clock.
     """
 
     def __init__(self, campaign: Campaign, files: RunFiles, epoch_ns: int) -> None:
@@ -59,11 +59,19 @@ class Scraper:
             if self._writer is not None:
                 self._writer.close()
             self._writer = None
-            failures = dict(self.failures)
-        for text, n in failures.items():
-            logger.warning("metrics: %d x %s", n, text)
+
+    def trouble(self) -> str | None:
+        """What went wrong, in one line; None where nothing did, or no metrics were asked for."""
+        if self._metrics is None:
+            return None
+        with self._lock:
+            told = [f"{n} x {text}" for text, n in self.failures.most_common(MOST_TOLD)]
+            n_more = len(self.failures) - len(told)
+        if n_more:
+            told.append(f"and {n_more} more")
         if not self.n_samples:
-            logger.warning("metrics: none of the campaign's series was found")
+            told.insert(0, "none of the campaign's series was found")
+        return " ".join(f"metrics: {'; '.join(told)}".split()) if told else None
 
     def _run(self, metrics: Metrics) -> None:
         next_s = time.monotonic()

@@ -44,7 +44,7 @@ def load_prompts(source: Prompts) -> tuple[str, ...]:
             continue
         try:
             prompts.append(msgspec.json.decode(line, type=_Line).prompt)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f'{source.path}:{number}: need {{"prompt": "..."}}, have {line[:80]!r}: {error}'
             ) from error

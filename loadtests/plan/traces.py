@@ -24,6 +24,8 @@ from serve_app.domain.errors import ConfigError
 
 BLOCK_TOKENS = 512
 """Tokens of one of Mooncake's blocks."""
+MOST_TOKENS = 2_000_000
+"""Of a prompt or an answer: what is longer is a mistake in the file, and no model takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def _read_azure(path: Path, file: TextIO) -> Iterator[tuple[int, TraceRow]]:
 
 def _read_burstgpt(path: Path, file: TextIO) -> Iterator[tuple[int, TraceRow]]:
     def parse(cells: Sequence[str]) -> TraceRow:
-        session = cells[3] or None
+        session = _session(cells[3])
         return TraceRow(_seconds(cells[0]), _count(cells[1]), _count(cells[2]), (), session)
 
     needed = ("Timestamp", "Request tokens", "Response tokens")
@@ -90,8 +92,8 @@ def _read_csv(
     parse: Callable[[Sequence[str]], TraceRow],
 ) -> Iterator[tuple[int, TraceRow]]:
     """Line numbers and rows. `parse` gets the needed columns, then the optional ones or ""."""
-    lines = csv.reader(file)
-    header = next(lines, [])
+    lines = _csv_lines(path, file)
+    _, header = next(lines, (1, []))
     missing = [name for name in needed if name not in header]
     if missing:
         raise ConfigError(
@@ -100,7 +102,7 @@ def _read_csv(
         )
     places = [header.index(name) for name in needed]
     more = [header.index(name) if name in header else None for name in optional]
-    for cells in lines:
+    for number, cells in lines:
         if not cells:
             continue
         try:
@@ -109,9 +111,18 @@ def _read_csv(
             row = parse(wanted)
         except (ValueError, IndexError) as error:
             raise ConfigError(
-                f"{path}:{lines.line_num}: need {', '.join(needed)}, have {cells}: {error}"
+                f"{path}:{number}: need {', '.join(needed)}, have {cells}: {error}"
             ) from error
-        yield lines.line_num, row
+        yield number, row
+
+
+def _csv_lines(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    lines = csv.reader(file)
+    try:
+        for cells in lines:
+            yield lines.line_num, cells
+    except csv.Error as error:  # such as a quote that never ends
+        raise ConfigError(f"{path}:{lines.line_num}: need CSV, have else: {error}") from error
 
 
 class _MooncakeLine(msgspec.Struct):
@@ -128,7 +139,7 @@ def _read_mooncake(path: Path, file: TextIO) -> Iterator[tuple[int, TraceRow]]:
             continue
         try:
             line = decoder.decode(text)
-            n_blocks = math.ceil(_not_negative(line.input_length) / BLOCK_TOKENS)
+            n_blocks = math.ceil(_tokens(line.input_length) / BLOCK_TOKENS)
             if line.hash_ids and len(line.hash_ids) != n_blocks:
                 raise ValueError(
                     f"{n_blocks} hash_ids of {BLOCK_TOKENS} tokens make {line.input_length}"
@@ -136,7 +147,7 @@ def _read_mooncake(path: Path, file: TextIO) -> Iterator[tuple[int, TraceRow]]:
             row = TraceRow(
                 line.timestamp / 1000,
                 line.input_length,
-                _not_negative(line.output_length),
+                _tokens(line.output_length),
                 line.hash_ids,
             )
         except (ValueError, msgspec.DecodeError) as error:
@@ -155,13 +166,20 @@ def _seconds(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return _not_negative(int(text))
+    return _tokens(int(text))
 
 
-def _not_negative(tokens: int) -> int:
-    if tokens < 0:
-        raise ValueError(f"{tokens} tokens")
-    return tokens
+def _tokens(n: int) -> int:
+    if not 0 <= n <= MOST_TOKENS:
+        raise ValueError(f"need 0 to {MOST_TOKENS:,} tokens, have {n}")
+    return n
+
+
+def _session(text: str) -> str | None:
+    """It becomes the value of a header."""
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError(f"need a session id of printable ASCII, have {text!r}")
+    return text or None
 
 
 _READERS: dict[TraceFormat, Callable[[Path, TextIO], Iterator[tuple[int, TraceRow]]]] = {

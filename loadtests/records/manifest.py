@@ -108,6 +108,11 @@ class RunFiles:
         self.report_html = folder / "report.html"
         self.summary_csv = folder / "summary.csv"
 
+    def present(self) -> tuple[str, ...]:
+        """Names of those that are there."""
+        paths = (path for path in vars(self).values() if path != self.folder)
+        return tuple(path.name for path in paths if path.exists())
+
     def read_manifest(self) -> Manifest:
         """Raises ConfigError if the folder holds no run of this schema version."""
         try:
@@ -123,7 +128,7 @@ class RunFiles:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write `run.json`, indented."""
-        self.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        _write_whole(self.manifest, msgspec.json.format(msgspec.json.encode(manifest)))
 
     def read_ending(self) -> Ending | None:
         """None where the run was killed before it could say."""
@@ -134,7 +139,14 @@ class RunFiles:
 
     def write_ending(self, ending: Ending) -> None:
         """Write `ending.json`."""
-        self.ending.write_bytes(msgspec.json.encode(ending))
+        _write_whole(self.ending, msgspec.json.encode(ending))
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write all of it or nothing: whoever reads meanwhile finds no half of it."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_bytes(content)
+    aside.replace(path)
 
 
 def this_host() -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.campaign import parse_campaign
+from loadtests.observe.pages import own_metrics
 from loadtests.observe.scrape import LEAVE_WITHIN_S, Scraper
 from loadtests.records.manifest import MetricSample, RunFiles
 from loadtests.records.record import read_lines
@@ -92,6 +93,7 @@ def test_the_series_that_were_asked_for_at_every_interval(gateway, tmp_path):
     assert stamps[2] - stamps[0] >= INTERVAL_S * 1e9
     assert scraper.n_samples == len(samples)
     assert not scraper.failures
+    assert scraper.trouble() is None
 
 
 def test_the_discovery_file_is_read_anew_each_time(gateway, tmp_path):
@@ -127,9 +129,7 @@ def test_the_discovery_file_is_read_anew_each_time(gateway, tmp_path):
         as_text("gone", 500),
     ],
 )
-def test_a_broken_page_costs_its_own_samples_only_and_is_told_once(
-    gateway, tmp_path, caplog, broken
-):
+def test_a_broken_page_costs_its_own_samples_only_and_is_told_once(gateway, tmp_path, broken):
     gateway.answers["/broken"] = broken
     urls = [f"{gateway.url}/broken", f"{gateway.url}/metrics"]
     scraper, samples = scraped(tmp_path, until(6), urls=urls)
@@ -140,8 +140,8 @@ def test_a_broken_page_costs_its_own_samples_only_and_is_told_once(
     ((text, n),) = scraper.failures.items()
     assert "/broken" in text
     assert n >= 2
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"metrics: {n} x {gateway.url}/broken: ")
+    assert scraper.trouble().startswith(f"metrics: {n} x {gateway.url}/broken: ")
+    assert "\n" not in scraper.trouble()
 
 
 @pytest.mark.parametrize("content", [None, "[{]", '{"targets": []}'])
@@ -157,12 +157,78 @@ def test_without_a_readable_discovery_file_the_other_pages_are_read(gateway, tmp
     assert n >= 2
 
 
-def test_a_campaign_without_any_of_its_series_is_told(gateway, tmp_path, caplog):
+def test_a_campaign_without_any_of_its_series_is_told(gateway, tmp_path):
     gateway.answers["/metrics"] = as_text("up 1\n")
     scraper, samples = scraped(tmp_path, until_asked(gateway, 2), urls=[f"{gateway.url}/metrics"])
     assert samples == []
     assert not scraper.failures
-    assert "none of the campaign's series" in caplog.text
+    assert scraper.trouble() == "metrics: none of the campaign's series was found"
+
+
+def test_many_failures_are_one_line(tmp_path):
+    urls = [f"http://127.0.0.1:{port}/" for port in (1, 2, 3, 4, 9)]
+    scraper, _ = scraped(tmp_path, lambda _: time.sleep(INTERVAL_S * 5), urls=urls)
+    assert len(scraper.failures) == 5
+    said = scraper.trouble()
+    assert said.startswith("metrics: none of the campaign's series was found; ")
+    assert said.endswith("; and 2 more")
+
+
+def test_only_pages_of_the_web_are_read_also_where_one_is_moved_to(gateway, tmp_path):
+    (tmp_path / "secret").write_text("vllm:kv_cache_usage_perc 1\n")
+    host = gateway.url.removeprefix("http://")
+    groups = [
+        {"labels": {"__scheme__": "file", "__metrics_path__": str(tmp_path / "secret")}},
+        {"labels": {"__metrics_path__": "/moved"}},
+        {"labels": {"__metrics_path__": "/ftp"}},
+        {"labels": {"__metrics_path__": "/here"}},
+    ]
+    targets = ([""], [host], [host], [host])
+    listed = [group | {"targets": target} for group, target in zip(groups, targets, strict=True)]
+    (tmp_path / "sd.json").write_text(json.dumps(listed))
+    gateway.answers["/moved"] = lambda _: (302, b"", {"location": f"file://{tmp_path}/secret"})
+    gateway.answers["/ftp"] = lambda _: (302, b"", {"location": "ftp://127.0.0.1:9/secret"})
+    gateway.answers["/here"] = lambda _: (302, b"", {"location": "/metrics"})
+    scraper, samples = scraped(tmp_path, until(2), file_sd=str(tmp_path / "sd.json"))
+    assert {sample.labels.get("engine") for sample in samples} == {"0", None}
+    assert {sample.value for sample in samples} == {0.25, 7.0}
+    assert any(
+        text.startswith("file://") and "unknown url type" in text for text in scraper.failures
+    )
+    assert any("/moved: " in text for text in scraper.failures)
+    assert any("/ftp: " in text and "unknown url type" in text for text in scraper.failures)
+
+
+def with_metrics(base_url: str, **metrics: object):
+    raw = {
+        "target": {"base_url": base_url, "model": "m", "variants": ["a"]},
+        "workload": {"prompts": {"kind": "corpus"}, "max_tokens": [4, 4]},
+        "stages": [{"name": "s", "kind": "constant", "rate_per_s": 1.0, "duration_s": 1.0}],
+        "metrics": metrics,
+    }
+    return parse_campaign(raw, "test")
+
+
+RAYS = "/tmp/ray/prom_metrics_service_discovery.json"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"])
+def test_the_local_ray_cluster_is_watched_where_it_is_the_target(host):
+    campaign = with_metrics(f"http://{host}:8000", file_sd=RAYS)
+    assert own_metrics(campaign) == (campaign, ())
+
+
+def test_the_local_ray_cluster_is_left_out_where_another_machine_is_the_target():
+    elsewhere = "http://192.0.2.1:8000"  # of no machine, RFC 5737
+    campaign, (note,) = own_metrics(with_metrics(elsewhere, file_sd=RAYS))
+    assert campaign.metrics is None
+    assert RAYS in note and "192.0.2.1" in note and "metrics.urls" in note
+    pages = "http://192.0.2.1:8080/metrics"
+    campaign, notes = own_metrics(with_metrics(elsewhere, file_sd=RAYS, urls=[pages]))
+    assert (campaign.metrics.urls, campaign.metrics.file_sd, len(notes)) == ((pages,), None, 1)
+    for mine in ({"file_sd": "/etc/prometheus/sd.json"}, {"urls": [pages]}):
+        campaign = with_metrics(elsewhere, **mine)
+        assert own_metrics(campaign) == (campaign, ())
 
 
 def test_a_page_that_hangs_does_not_hold_up_the_end_and_comes_too_late(gateway, tmp_path):
@@ -197,6 +263,7 @@ def test_without_metrics_nothing_is_read_and_nothing_written(tmp_path):
         },
         "test",
     )
-    with Scraper(campaign, RunFiles(tmp_path), 0):
+    with Scraper(campaign, RunFiles(tmp_path), 0) as scraper:
         pass
+    assert scraper.trouble() is None
     assert list(tmp_path.iterdir()) == []

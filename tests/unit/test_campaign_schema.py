@@ -66,6 +66,91 @@ def test_wrong_campaigns_are_refused_with_the_field(where, value):
         parse_campaign(raw, "test")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h:99999",
+        "http://h:abc",
+        "http://h:0",
+        "http://a..b",
+        "http://.a",
+        "http://hôte",
+        "http://a b",
+        "http://" + "a" * 64,
+        "http://[::z]",
+        "http:///metrics",
+        "file:///etc/passwd",
+    ],
+)
+def test_urls_need_a_host_and_a_port_that_can_be(url):
+    raw = minimal()
+    raw["target"]["base_url"] = url
+    with pytest.raises(ConfigError, match=r"target\.base_url: .*need http\(s\)://host"):
+        parse_campaign(raw, "test")
+    with pytest.raises(ConfigError, match=r"metrics\.urls\.0: .*need http\(s\)://host"):
+        parse_campaign(minimal() | {"metrics": {"urls": [url]}}, "test")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:80", "https://a_b.c-d.:8443/prefix", "http://10.0.0.1", "http://h:65535"]
+)
+def test_urls_that_can_be_are_kept(url):
+    assert parse_campaign(minimal(), "test").with_target(base_url=url).target.base_url == url
+
+
+def closed_loop(**changes):
+    stage = {"name": "c", "kind": "concurrency", "concurrency": 3, "duration_s": 1}
+    return minimal() | {"stages": [stage | changes]}
+
+
+def test_no_verdict_comes_from_a_closed_loop():
+    raw = closed_loop() | {"slo": {"ttft_ms": 1}}
+    (stage,) = parse_campaign(raw, "test").stages
+    assert stage.gate is False
+    with pytest.raises(ConfigError, match=r"stage c: need gate: false.*coordinated omission"):
+        parse_campaign(closed_loop(gate=True) | {"slo": {"ttft_ms": 1}}, "test")
+    parse_campaign(closed_loop(gate=True), "test")
+    assert parse_campaign(minimal(), "test").stages[0].gate is True
+
+
+def test_a_closed_loop_needs_room_for_its_users():
+    parse_campaign(closed_loop() | {"in_flight_cap": 3}, "test")
+    with pytest.raises(ConfigError, match=r"stage c: need in_flight_cap of 3 or more.*have 2"):
+        parse_campaign(closed_loop() | {"in_flight_cap": 2}, "test")
+
+
+@pytest.mark.parametrize("changes", [{"blocks": 2}, {"repeats": 3}])
+def test_what_a_search_would_ignore_is_refused(changes):
+    search = {"duration_s": 1, "low_per_s": 1, "high_per_s": 2}
+    raw = minimal() | {"stages": [], "search": search, "slo": {"ttft_ms": 1}}
+    parse_campaign(raw, "test")
+    with pytest.raises(ConfigError, match="search: need blocks and repeats of 1"):
+        parse_campaign(raw | changes, "test")
+
+
+def test_an_attainment_that_no_sample_can_show_is_refused():
+    parse_campaign(minimal() | {"slo": {"ttft_ms": 1, "attainment": 0.9999}}, "test")
+    with pytest.raises(ConfigError, match=r"slo\.attainment: .*need less than 1.*interval"):
+        parse_campaign(minimal() | {"slo": {"ttft_ms": 1, "attainment": 1.0}}, "test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "on: 1",
+        "~: 1",
+        "a: &all [*all]",
+        "target: &all {model: *all}",
+        "a: 2024-13-45",
+        "a: " + "[" * 2000 + "]" * 2000,
+    ],
+)
+def test_yaml_that_is_no_plain_data_is_the_callers_fault(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml: (not a campaign: need text for keys|cannot)"):
+        load_campaign(tmp_path / "c.yaml")
+
+
 def test_two_stages_of_one_name_are_refused():
     raw = minimal()
     raw["stages"] *= 2
@@ -136,5 +221,5 @@ def test_the_time_of_stages_and_of_a_search():
     raw = minimal() | {"blocks": 3, "repeats": 2, "warmup_s": 2, "cooldown_s": 1}
     assert parse_campaign(raw, "test").planned_s(4) == 3 * 2 * 4 * (1 + 3)
     search = {"duration_s": 7, "low_per_s": 1, "high_per_s": 2, "max_probes": 5, "max_repeats": 2}
-    raw |= {"stages": [], "search": search, "slo": {"ttft_ms": 1}}
+    raw |= {"stages": [], "search": search, "slo": {"ttft_ms": 1}, "blocks": 1, "repeats": 1}
     assert parse_campaign(raw, "test").planned_s(4) == 4 * 5 * 2 * 10

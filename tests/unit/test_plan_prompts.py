@@ -139,9 +139,18 @@ def test_prompt_files(tmp_path):
         load_prompts(source)
 
 
-@pytest.mark.parametrize("line", ['{"prompt": 1}', '{"prompt": "x", "answer": "y"}', "{}", "x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"prompt": 1}',
+        b'{"prompt": "x", "answer": "y"}',
+        b"{}",
+        b"x",
+        b'{"prompt": "caf\xe9"}',  # Latin-1
+    ],
+)
 def test_a_bad_prompt_is_named_by_its_line(tmp_path, line):
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "one"}\n' + line + "\n")
+    path.write_bytes(b'{"prompt": "one"}\n' + line + b"\n")
     with pytest.raises(ConfigError, match=r"prompts\.jsonl:2: need"):
         load_prompts(JsonlPrompts(kind="jsonl", path=path))

@@ -114,6 +114,7 @@ def test_the_file_is_read_no_further_than_asked(tmp_path):
 
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:05,1,1\n"
+SESSION = "Timestamp,Session ID,Request tokens,Response tokens\n1,{},1,1\n"
 BURST_HEADER = BURSTGPT.splitlines(keepends=True)[0]
 
 
@@ -124,8 +125,11 @@ BURST_HEADER = BURSTGPT.splitlines(keepends=True)[0]
         ("azure", BURSTGPT, ":1: need the columns TIMESTAMP, .* have Timestamp"),
         ("azure", HEADER + "noon,1,1\n", ":3: need"),
         ("azure", HEADER + "2024-05-10 00:00:06,1\n", ":3: need"),
-        ("azure", HEADER + "2024-05-10 00:00:06,1,-1\n", ":3: need .*-1 tokens"),
+        ("azure", HEADER + "2024-05-10 00:00:06,1,-1\n", ":3: need .*tokens, have -1"),
         ("azure", HEADER + "2024-05-10 00:00:06,1.5,1\n", ":3: need"),
+        ("azure", HEADER + "2024-05-10 00:00:06,2000001,1\n", ":3: need .* 0 to 2,000,000 tokens"),
+        ("azure", HEADER + '"' + "x" * 200_000 + '",1,1\n', ":3: need CSV.* field limit"),
+        ("azure", "x" * 200_000 + "\n", ":1: need CSV.* field limit"),
         (
             "azure",
             HEADER + "\n2024-05-10 00:00:09,1,1\n2024-05-10 00:00:07,1,1\n",
@@ -134,10 +138,14 @@ BURST_HEADER = BURSTGPT.splitlines(keepends=True)[0]
         ("burstgpt", HEADER, ":1: need the columns Timestamp"),
         ("burstgpt", BURST_HEADER + "nan,ChatGPT,1,1,2,API log\n", ":2: need .* no time"),
         ("burstgpt", BURST_HEADER + "inf,ChatGPT,1,1,2,API log\n", ":2: need .* no time"),
+        ("burstgpt", SESSION.format("a\u00e9"), ":2: need .* session id of printable ASCII"),
+        ("burstgpt", SESSION.format("a\x1b"), ":2: need .* session id of printable ASCII"),
+        ("burstgpt", SESSION.format('"a\r\nX-Evil: 1"'), ":3: need .* session id of printable"),
+        ("mooncake", mooncake((0, 1, 10**12, [])), ":1: need .* 0 to 2,000,000 tokens"),
         ("mooncake", mooncake((0, 513, 1, [0])), ":1: need .* 2 hash_ids"),
         ("mooncake", mooncake((0, 512, 1, [0, 1])), ":1: need .* 1 hash_ids"),
-        ("mooncake", mooncake((0, -1, 1, [])), ":1: need .*-1 tokens"),
-        ("mooncake", mooncake((0, 1, -1, [])), ":1: need .*-1 tokens"),
+        ("mooncake", mooncake((0, -1, 1, [])), ":1: need .*tokens, have -1"),
+        ("mooncake", mooncake((0, 1, -1, [])), ":1: need .*tokens, have -1"),
         ("mooncake", '{"timestamp": 0, "input_length": 4}\n', ":1: need .*output_length"),
         ("mooncake", mooncake((9, 1, 1, []), (8, 1, 1, [])), ":2: need .* in the order of time"),
         ("mooncake", "[]\n", ":1: need"),
@@ -146,6 +154,11 @@ BURST_HEADER = BURSTGPT.splitlines(keepends=True)[0]
 def test_bad_lines_are_named(tmp_path, kind, text, where):
     with pytest.raises(ConfigError, match=f"trace{where}"):
         rows(tmp_path / "trace", kind, text)
+
+
+def test_the_longest_prompt_that_a_model_takes_is_taken(tmp_path):
+    (row,) = rows(tmp_path / "t", "mooncake", mooncake((0, 2_000_000, 1, [])))
+    assert row.input_tokens == 2_000_000
 
 
 def test_a_missing_or_binary_file_is_the_callers_fault(tmp_path):
