@@ -49,6 +49,13 @@ def steps(text: str) -> tuple[Step, ...]:
         raise ArgumentTypeError(f"need USERSxSECONDS,..., have {text!r}") from error
 
 
+def _stages(text: str) -> str:
+    """`text`, if it is empty or `steps` reads it: Locust sends options to its workers as text."""
+    if text:
+        steps(text)
+    return text
+
+
 class Stages(LoadTestShape):  # type: ignore[misc]
     """One step after the other, then the end."""
 
@@ -77,13 +84,16 @@ def add_arguments(parser: LocustArgumentParser) -> None:
         "--api-key-env", default="", help="environment variable of the API key; empty: none"
     )
     parser.add_argument(
-        "--stages", type=str, default="", help="USERSxSECONDS,...: this many users, for this long"
+        "--stages",
+        type=_stages,
+        default="",
+        help="USERSxSECONDS,...: this many users, for this long",
     )
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def take_stages(environment: Environment, **_: Any) -> None:
-    """Have Locust follow `--stages`, if given. Raises ArgumentTypeError."""
+    """Have Locust follow `--stages`, if given."""
     text = environment.parsed_options.stages
     if text and not isinstance(environment.runner, WorkerRunner):
         environment.shape_class = Stages(steps(text))

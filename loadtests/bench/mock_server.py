@@ -83,11 +83,12 @@ class Engine:
         return round(mean_ms * share * NS_PER_MS)
 
     def _set_timer(self) -> None:
+        """Wake when the first event is due; there is one."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         due_s = self._heap[0][0] / NS_PER_S
-        self._timer = loop.call_at(due_s, self._send_due) if self._heap else None
+        self._timer = loop.call_at(due_s, self._send_due)
 
     def _send_due(self) -> None:
         heap = self._heap

@@ -11,7 +11,7 @@ import numpy as np
 from loadtests.bench.drive import Driven, drive
 from loadtests.bench.mock import mock_engine
 from serve_app.domain.errors import ConfigError
-from serve_app.domain.units import NS_PER_MS, NS_PER_S
+from serve_app.domain.units import NS_PER_MS
 
 LAG_P99_MS = 10.0
 ACHIEVED_SHARE = 0.99
@@ -31,7 +31,7 @@ class Pace:
     """Nearest rank of t_send - t_sched; a request that was not sent is later than any."""
     lag_max_ms: float
     cpu_share: float
-    """Of one core, from the first request to the end of the last."""
+    """Of one core, while requests were due."""
 
     def reasons(self) -> list[str]:
         """Why the load was not held; empty when it was."""
@@ -46,8 +46,8 @@ class Pace:
         return found
 
 
-def pace_of(driven: Driven, offered_per_s: float, duration_s: float) -> Pace:
-    """Read the pace from what one cell left."""
+def pace_of(driven: Driven, duration_s: float) -> Pace:
+    """Read the pace from what one cell of `duration_s` left: a record per planned request."""
     lags_ms = [
         float("inf") if r.t_send_ns is None else (r.t_send_ns - r.t_sched_ns) / NS_PER_MS
         for r in driven.records
@@ -56,12 +56,12 @@ def pace_of(driven: Driven, offered_per_s: float, duration_s: float) -> Pace:
     n_answered = sum(record.error is None for record in driven.records)
     (run,) = driven.runs
     return Pace(
-        offered_per_s=offered_per_s,
+        offered_per_s=len(driven.records) / duration_s,
         achieved_per_s=n_answered / duration_s,
         lag_p50_ms=float(p50),
         lag_p99_ms=float(p99),
         lag_max_ms=max(lags_ms),
-        cpu_share=run.cpu_s / (run.t_end_ns / NS_PER_S),
+        cpu_share=run.cpu_s / duration_s,
     )
 
 
@@ -75,7 +75,7 @@ def measure(rate_per_s: float, n_tokens: int, duration_s: float) -> Pace:
         with mock_engine(folder, ttft_ms=50, itl_ms=10, cpu=cores[0]) as mock:
             stage = {
                 "name": "pace",
-                "kind": "constant",
+                "kind": "poisson",
                 "rate_per_s": rate_per_s,
                 "duration_s": duration_s,
             }
@@ -86,7 +86,7 @@ def measure(rate_per_s: float, n_tokens: int, duration_s: float) -> Pace:
                 "in_flight_cap": 10_000,
             }
             driven = drive(folder / "run", campaign, cpu=cores[1])
-    return pace_of(driven, rate_per_s, duration_s)
+    return pace_of(driven, duration_s)
 
 
 def bench(rate_per_s: float, n_tokens: int, duration_s: float) -> bool:

@@ -4,6 +4,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import gevent
 
@@ -38,6 +39,7 @@ class Conductor:
         keeper: Keeper,
         tally: Tally,
         epoch_ns: int,
+        gather_s: float,
     ) -> None:
         self._campaign = campaign
         self._source = source
@@ -46,38 +48,33 @@ class Conductor:
         self._keeper = keeper
         self._tally = tally
         self._epoch_ns = epoch_ns
+        self._gather_s = gather_s
 
     def run(self, start_users: Callable[[], None]) -> Ending:
-        """Play every cell; how it ended. `start_users` has Locust start a pacer on each worker.
+        """Play every cell; how it ended. `start_users` has Locust count a user for each worker.
 
         Whatever ends the run, every record that the workers can still give is on disk when this
         returns.
         """
         watching = gevent.spawn(self._crew.watch)
-        try:
-            self._play(start_users)
-            ending = Ending(reason=EndReason.COMPLETE)
-        except RunEndedError as ended:
-            ending = ended.ending
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            ending = Ending(reason=EndReason.FAILED, detail=f"{type(error).__name__}: {error}")
-        try:
-            self._tally.phase = "stopping"
-            if ending.reason is not EndReason.COMPLETE:
-                self._crew.stop(self._take)
-        finally:
-            watching.kill()
-            self._keeper.close()
-            self._crew.tell_all(say.Leave())
-        return ending
+        early = _ended_by(partial(self._play, start_users))
+        self._tally.phase = "stopping"
+        last: list[Callable[[], None]] = []
+        if early is not None:
+            last.append(partial(self._crew.stop, self._take))
+        last += [partial(self._crew.tell_all, say.Leave()), self._keeper.close]
+        for step in last:  # each of them, also when a disk is full; the first failure is told
+            failure = _ended_by(step)
+            early = early or failure
+        watching.kill()
+        return early or Ending(reason=EndReason.COMPLETE)
 
     def _play(self, start_users: Callable[[], None]) -> None:
-        self._crew.gather()
+        self._crew.gather(self._gather_s)
         self._tally.phase = "preparing"
         start_users()
         target = self._campaign.target
-        self._crew.tell_all(say.Join(target.base_url, target.api_key_env))
+        self._crew.tell_all(say.Join(target.base_url, target.api_key_env is not None))
         done: list[CellDone] = []
         while cells := self._source.next_cells(done):
             done = [self._play_cell(cell) for cell in cells]
@@ -120,3 +117,15 @@ class Conductor:
                 self._crew.end(EndReason.SERVER_GONE, f"{self._campaign.target.base_url}: {detail}")
         elif isinstance(message, say.CellOver):
             self._keeper.end(message.run)
+
+
+def _ended_by(step: Callable[[], None]) -> Ending | None:
+    """How `step` ends the run; None if it does not."""
+    try:
+        step()
+    except RunEndedError as ended:
+        return ended.ending
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        return Ending(reason=EndReason.FAILED, detail=f"{type(error).__name__}: {error}")
+    return None

@@ -56,14 +56,20 @@ class Processes(Protocol):
 
 
 class Crew:
-    """Speaks with the workers. Every wait ends with RunEndedError once `end` is called."""
+    """Speaks with the workers. Every wait ends with RunEndedError once `end` is called.
 
-    def __init__(self, runner: Runner, n_workers: int, processes: Processes) -> None:
+    `address` is the HOST:PORT at which workers find us.
+    """
+
+    def __init__(
+        self, runner: Runner, n_workers: int, processes: Processes, address: str = ""
+    ) -> None:
         self.members: list[Member] = []
         self._n_workers = n_workers
         self._by_id: dict[str, Member] = {}
         self._runner = runner
         self._processes = processes
+        self._address = address
         self._host = socket.gethostname()
         self._lost: set[str] = set()
         self._inbox: Queue = Queue()
@@ -74,10 +80,21 @@ class Crew:
         """End the run; may be called from any greenlet, and more than once."""
         self._inbox.put(Ending(reason=reason, detail=detail))
 
-    def gather(self) -> None:
-        """Wait until all workers are there; who comes later is sent away."""
-        while len(self.members) < self._n_workers:
-            self._next()
+    def gather(self, limit_s: float) -> None:
+        """Wait until all workers are there, `limit_s` at most; who comes later is sent away."""
+        limit = gevent.Timeout(limit_s)
+        try:
+            with limit:
+                while len(self.members) < self._n_workers:
+                    self._next()
+        except gevent.Timeout as over:
+            if over is not limit:
+                raise
+            why = (
+                f"need {self._n_workers} workers, have {len(self.members)} after {limit_s:g} s: "
+                f"start `quantile load-worker --master {self._address}`"
+            )
+            raise RunEndedError(Ending(reason=EndReason.FAILED, detail=why)) from over
 
     def tell(self, member: Member, message: say.ToWorker) -> None:
         """Send `message` to one worker."""

@@ -1,6 +1,7 @@
 """The files that grow while a run goes on."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -43,9 +44,10 @@ class Keeper:
         return StoredRecords(self._path, self._cell_start, self._size)
 
     def close(self) -> None:
-        """Everything to disk."""
-        for file in (self._records, self._runs, self._cells):
-            file.close()
+        """Everything to disk: one file that cannot be closed holds back no other."""
+        with ExitStack() as files:
+            for file in (self._records, self._runs, self._cells):
+                files.callback(file.close)
 
 
 class StoredRecords(Sequence[RequestRecord]):

@@ -5,7 +5,9 @@ Progress goes to stdout, one JSON line each 0.2 s.
 """
 
 import argparse
+import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -35,6 +37,8 @@ from loadtests.records.manifest import Ending, EndReason, RunFiles
 from serve_app.domain.errors import ConfigError
 
 PROGRESS_S = 0.2
+GATHER_S = 300.0
+"""How long the workers may take until they are there."""
 LOCAL = "127.0.0.1"
 EXIT_STATUS = {EndReason.COMPLETE: 0, EndReason.FAILED: 1}
 STOPPED = 3
@@ -69,21 +73,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(files: RunFiles, options: argparse.Namespace, clean_up: ExitStack) -> Ending:
+    n_workers = _count_workers(options)
     manifest = files.read_manifest()
     campaign = manifest.parsed()
-    n_workers = options.processes + options.remote_workers
-    if n_workers < 1:
-        raise ConfigError("need one load process or more, have --processes 0: raise it")
     check_cap(campaign.in_flight_cap, n_workers)
     source, body = plan_of(manifest, campaign)
-    host = campaign.target.base_url
+    host, api_key_env = campaign.target.base_url, campaign.target.api_key_env
     environment = Environment(user_classes=[PacerUser], host=host, dispatcher_class=OneEach)
     player: Player | None = None
-    if n_workers == 1 and not options.remote_workers:
+    if options.listen is None and n_workers == 1:
         environment.create_local_runner()
         clean_up.callback(environment.runner.quit)
-        workers = LocalWorkers(0, "")
-        player = PacerUser.player = Player(environment)
+        master = ""
+        workers = LocalWorkers(0, master)
+        player = PacerUser.player = Player(environment, api_key_env)
     else:
         listen_host, port = address(options.listen or f"{LOCAL}:0")
         try:
@@ -91,17 +94,24 @@ def _run(files: RunFiles, options: argparse.Namespace, clean_up: ExitStack) -> E
         except (RPCError, SystemExit) as error:  # by the wording of zmq, Locust ends the process
             why = f"--listen {listen_host}:{port}: cannot listen there, name another port"
             raise ConfigError(f"{why}: {error}") from error
-        local = LOCAL if listen_host in ("*", "0.0.0.0") else listen_host  # noqa: S104
-        workers = LocalWorkers(options.processes, f"{local}:{runner.server.port}")
+        is_everywhere = listen_host in ("*", "0.0.0.0")  # noqa: S104
+        local = LOCAL if is_everywhere else listen_host
+        workers = LocalWorkers(options.processes, f"{local}:{runner.server.port}", api_key_env)
+        named = socket.gethostname() if is_everywhere else listen_host
+        master = f"{named}:{runner.server.port}"
         clean_up.callback(workers.leave)
         clean_up.callback(runner.quit)
-    crew = Crew(environment.runner, n_workers, workers)
+    crew = Crew(environment.runner, n_workers, workers, master)
     _end_on_signals(crew)
     if options.web_port is not None:
         web.show(environment, options.web_port, lambda why: crew.end(EndReason.INTERRUPTED, why))
     tally = Tally(n_workers, source.n_cells)
-    conductor = Conductor(campaign, source, body, crew, Keeper(files), tally, options.epoch_ns)
-    clean_up.callback(gevent.spawn(_show_progress, tally, options.epoch_ns, crew).kill)
+    times = options.epoch_ns, options.gather_s
+    conductor = Conductor(campaign, source, body, crew, Keeper(files), tally, *times)
+    out = sys.stdout.fileno()
+    clean_up.callback(os.set_blocking, out, os.get_blocking(out))
+    os.set_blocking(out, False)
+    clean_up.callback(gevent.spawn(_show_progress, out, tally, options.epoch_ns, crew).kill)
     if player is not None:
         player.say_hello()
     return conductor.run(lambda: environment.runner.start(n_workers, spawn_rate=n_workers))
@@ -112,13 +122,31 @@ def _end_on_signals(crew: Crew) -> None:
         gevent.signal_handler(number, crew.end, EndReason.INTERRUPTED, number.name)
 
 
-def _show_progress(tally: Tally, epoch_ns: int, crew: Crew) -> None:
-    """Write lines of progress until killed."""
+def _count_workers(options: argparse.Namespace) -> int:
+    """Load processes here and elsewhere. Raises ConfigError if they could not all come."""
+    if options.processes + options.remote_workers < 1:
+        raise ConfigError("need one load process or more, have --processes 0: raise it")
+    if bool(options.remote_workers) != bool(options.listen):
+        raise ConfigError(
+            "need --remote-workers and --listen together or neither, have "
+            f"--remote-workers {options.remote_workers} and --listen {options.listen}: "
+            "name both, or leave both out"
+        )
+    return options.processes + options.remote_workers  # type: ignore[no-any-return]
+
+
+def _show_progress(out: int, tally: Tally, epoch_ns: int, crew: Crew) -> None:
+    """Write lines of progress to the file descriptor `out`, which does not block, until killed.
+
+    Who stops reading misses lines: the load does not wait. A pipe takes a line of less than 4 KiB
+    whole or not at all.
+    """
     while True:
         line = msgspec.json.encode(tally.progress(time.monotonic_ns() - epoch_ns)) + b"\n"
         try:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            os.write(out, line)
+        except BlockingIOError:
+            pass
         except BrokenPipeError:
             crew.end(EndReason.INTERRUPTED, "nobody reads the progress any more")
             return
@@ -132,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--listen", metavar="HOST:PORT")
     parser.add_argument("--remote-workers", type=int, default=0)
+    parser.add_argument("--gather-s", type=float, default=GATHER_S)
     parser.add_argument("--web-port", type=int)
     return parser
 

@@ -35,7 +35,8 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """You are one of the run's workers, and this is where its requests go."""
 
     base_url: str
-    api_key_env: str | None
+    needs_key: bool
+    """Whether they carry an API key. Which one is the worker's to say: anybody may be a master."""
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from loadtests.drive.client import Exchange
 from loadtests.drive.sse import StreamReading, read_stream
 from loadtests.plan.request import Phase
@@ -61,6 +63,15 @@ class Arrival:
             output_tokens=reading.output_tokens,
         )
 
+    def unreadable(self, exchange: Exchange, start_ns: int, why: Exception) -> RequestRecord:
+        """The record of an answer that `record` cannot read, because of `why`."""
+        t_send_ns, t_end_ns = exchange.t_send_ns - start_ns, exchange.t_end_ns - start_ns
+        return msgspec.structs.replace(
+            self.unanswered(ErrorClass.MALFORMED, t_send_ns, t_end_ns),
+            status=exchange.status,
+            detail=f"{type(why).__name__}: {why}"[:_DETAIL_CHARS],
+        )
+
     def unanswered(self, error: ErrorClass, t_send_ns: int | None, t_end_ns: int) -> RequestRecord:
         """The record of a request that was never sent, or was given up; stamps as `t_sched_ns`."""
         return RequestRecord(
@@ -101,4 +112,6 @@ def failure(
         return ErrorClass.EMPTY, f"finish_reason {reading.finish_reason}"
     if None not in (served, variant) and served != variant:
         return ErrorClass.WRONG_VARIANT, f"pinned {variant}, served by {served}"
+    if reading.output_tokens is None:
+        return ErrorClass.NO_USAGE, "no usage.completion_tokens, for which we asked"
     return None, None

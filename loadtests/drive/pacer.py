@@ -87,6 +87,7 @@ class CellPacer:
             else:
                 self._ask_again(cell.concurrency)
             alarm.sleep_until(start_ns + cell.end_ns)
+            cpu_s = time.process_time() - cpu_start_s
             self._group.join(self._shard.timeout_s + DRAIN_GRACE_S)
         finally:
             self._abandon()
@@ -99,7 +100,7 @@ class CellPacer:
             worker=self._shard.worker,
             n_records=self._n_records,
             t_end_ns=self._since_start(),
-            cpu_s=time.process_time() - cpu_start_s,
+            cpu_s=cpu_s,
             in_flight_ns=self._area_ns,
             peak_in_flight=self._peak,
             clock_error_ns=clock_error_ns,
@@ -174,7 +175,11 @@ class CellPacer:
                 gevent.idle()
             else:
                 gevent.sleep(0)
-            self._keep(arrival.record(exchange, self._start_ns))
+            try:
+                record = arrival.record(exchange, self._start_ns)
+            except Exception as error:  # one server's odd answer must not end the run
+                record = arrival.unreadable(exchange, self._start_ns, error)
+            self._keep(record)
 
     def _keep(self, record: RequestRecord) -> None:
         self._n_records += 1

@@ -27,12 +27,16 @@ REPORT_S = 0.25
 
 
 class Player:
-    """One load process. Its listener runs at once; `play` is the task of its one Locust user."""
+    """One load process: does what the conductor says, from the start until it lets us go.
 
-    def __init__(self, environment: Environment) -> None:
+    `api_key_env` names the variable of this process with the API key, for campaigns that need one.
+    """
+
+    def __init__(self, environment: Environment, api_key_env: str | None = None) -> None:
         self.left = Event()
         """Set once the conductor has let us go."""
         self._environment = environment
+        self._api_key_env = api_key_env
         self._runner: Runner = environment.runner
         self._inbox: Queue = Queue()
         self._outbox = Outbox(self._show)
@@ -42,24 +46,21 @@ class Player:
         self._stage = ""
         self._playing: gevent.Greenlet | None = None
         self._runner.register_message(say.TO_WORKER, self._hear)
+        gevent.spawn(self._obey)
 
     def say_hello(self) -> None:
         """Tell the conductor that this worker is there."""
         self._tell(say.Hello(socket.gethostname(), os.getpid()))
 
-    def play(self) -> None:
-        """Do what the conductor says until it lets us go."""
+    def _obey(self) -> None:
         try:
             for message in self._inbox:
                 self._do(message)
         except Exception as error:
             self._halt()
             self._in_trouble(error)
-            self.left.wait()
-        finally:
+        else:
             self._halt()
-            if not self.left.is_set():
-                self._tell(say.Trouble("Locust stopped the user that sends the load"))
 
     def _hear(self, environment: Environment, msg: Message, **_: object) -> None:
         message = self._decoder.decode(msg.data)
@@ -73,8 +74,8 @@ class Player:
 
     def _do(self, message: say.ToWorker) -> None:
         match message:
-            case say.Join(base_url, api_key_env):
-                self._target = HttpTarget(base_url, auth_headers(api_key_env))
+            case say.Join(base_url, needs_key):
+                self._target = HttpTarget(base_url, self._auth() if needs_key else {})
             case say.Prepare(shard):
                 assert self._target is not None, "Join comes before Prepare"
                 self._pacer = CellPacer(shard, self._target, self._outbox.add)
@@ -85,6 +86,14 @@ class Player:
             case say.Stop():
                 self._halt()
                 self._tell(say.Stopped())
+
+    def _auth(self) -> dict[str, str]:
+        if self._api_key_env is None:
+            raise ConfigError(
+                "need an API key, for the campaign has target.api_key_env, have no --api-key-env: "
+                "start this worker with --api-key-env and the variable that holds the key there"
+            )
+        return auth_headers(self._api_key_env)
 
     def _play_cell(self, start: say.Start) -> None:
         assert self._pacer is not None, "Prepare comes before Start"
@@ -136,14 +145,16 @@ class Player:
 
 
 class PacerUser(User):  # type: ignore[misc]
-    """The one Locust user of a load process: it is the plan's clock, not a person."""
+    """What Locust's page counts as users: it sends nothing. The load is the player's, because it
+    is Locust that says which of its workers get a user, and one too many may be among them.
+    """
 
     player: Player
 
     @task  # type: ignore[untyped-decorator]
-    def follow_plan(self) -> None:
-        """Play the run, then leave."""
-        self.player.play()
+    def wait(self) -> None:
+        """Be there for as long as the player."""
+        self.player.left.wait()
         raise StopUser
 
 

@@ -14,12 +14,11 @@ def shards(
     """One shard per worker; `bodies` has one entry per request of the cell.
 
     In a closed loop each worker takes its share of the users, who take its share of the requests
-    over and over. With fewer requests than workers every worker takes all of them.
+    over and over; the plan has more of those than there are workers.
     """
     result = []
     for worker in range(n_workers):
-        is_short = cell.concurrency is not None and len(cell.requests) < n_workers
-        part = slice(None) if is_short else slice(worker, None, n_workers)
+        part = slice(worker, None, n_workers)
         users = cell.concurrency
         mine = replace(
             cell,

@@ -6,7 +6,7 @@ the stamp of the piece that completed their line. OpenAI servers send one `data:
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -50,9 +50,12 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
 
 
 class _Event(msgspec.Struct):
@@ -63,6 +66,8 @@ class _Event(msgspec.Struct):
 
 _NO_DELTA = _Delta()
 _DECODER = msgspec.json.Decoder(_Event)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""Not JSON or no event of the API, not UTF-8, nested too deep."""
 
 
 def data_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -87,11 +92,9 @@ def read_stream(pieces: Iterable[Piece]) -> StreamReading:
             reading.is_done = True
             continue
         try:
-            event = _DECODER.decode(payload)
-        except msgspec.DecodeError as error:
+            _take(reading, stamp_ns, _DECODER.decode(payload))
+        except _UNREADABLE as error:
             reading.malformed = reading.malformed or str(error)
-            continue
-        _take(reading, stamp_ns, event)
     return reading
 
 

@@ -1,8 +1,9 @@
 """A load process that takes its orders from a master: `python -m loadtests.drive.worker`.
 
-It needs nothing but the address, and may be there before its master: requests come over the wire,
-and an API key, if the campaign names one, from its own environment. It ends with the run, with the
-process that started it, and when it no longer hears its master.
+It needs nothing but the address, and may be there before its master: requests come over the wire.
+An API key, if the campaign needs one, is in the variable that `--api-key-env` names here: a master
+is whoever answers there, and reads no other. It ends with the run, with the process that started
+it, and when it no longer hears its master.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve one run. 0 when it is over, 1 when the master is gone, 3 when told to end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--master", required=True, metavar="HOST:PORT")
+    parser.add_argument("--api-key-env", metavar="NAME", help="variable that holds the API key")
     parser.add_argument("--silence-s", type=float, default=SILENCE_S)
     options = parser.parse_args(arguments)
     try:
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     told_to_end = AsyncResult()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, told_to_end.set, number)
-    serving = gevent.spawn(_serve, environment, host, port, options.silence_s)
+    serving = gevent.spawn(_serve, environment, host, port, options)
     gevent.wait([serving, told_to_end], count=1)
     if not serving.ready():
         if environment.runner is not None:
@@ -80,10 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     return int(serving.get())
 
 
-def _serve(environment: Environment, host: str, port: int, silence_s: float) -> int:
+def _serve(environment: Environment, host: str, port: int, options: argparse.Namespace) -> int:
     environment.create_worker_runner(host, port)
-    player = PacerUser.player = Player(environment)
-    watched = Watched(environment, player, silence_s)
+    player = PacerUser.player = Player(environment, options.api_key_env)
+    watched = Watched(environment, player, options.silence_s)
     player.say_hello()
     return watched.wait()
 

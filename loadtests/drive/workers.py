@@ -12,10 +12,11 @@ LEAVE_S = 3.0
 
 
 class LocalWorkers:
-    """`n` processes that serve the master at `address` (HOST:PORT)."""
+    """`n` processes that serve the master at `address` (HOST:PORT), with its API key."""
 
-    def __init__(self, n: int, address: str) -> None:
+    def __init__(self, n: int, address: str, api_key_env: str | None = None) -> None:
         command = [sys.executable, "-m", "loadtests.drive.worker", "--master", address]
+        command += [] if api_key_env is None else ["--api-key-env", api_key_env]
         self._processes = [
             subprocess.Popen(
                 command,

@@ -35,6 +35,7 @@ class ErrorClass(StrEnum):
     MALFORMED = "malformed"  # not HTTP, not SSE, or not the JSON of the API
     EMPTY = "empty"  # a complete answer without one token
     WRONG_VARIANT = "wrong_variant"  # another variant answered than the pinned one
+    NO_USAGE = "no_usage"  # a complete answer that says no token count, so its TPOT is unknown
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -132,7 +133,8 @@ class CellRun(msgspec.Struct, frozen=True, kw_only=True):
     t_end_ns: int
     """When the worker's last request was over, from the start of the cell."""
     cpu_s: float
-    """CPU time of the load process from start to end."""
+    """CPU time of the load process from the start to the planned end of the cell: what is only in
+    flight then would dilute it. Its share of a core is `cpu_s` over the plan's `end_ns`."""
     in_flight_ns: int
     """Integral of the number of open requests over the cell, in request-nanoseconds."""
     peak_in_flight: int

@@ -3,6 +3,7 @@
 The same tests run a second time under gevent, as the load process does: see the last one.
 """
 
+import contextlib
 import os
 import socket
 import ssl
@@ -19,6 +20,7 @@ import pytest
 from loadtests.drive.client import Exchange, HttpTarget
 from loadtests.drive.outcome import Arrival
 from loadtests.records.record import ErrorClass, RequestRecord
+from serve_app.domain.errors import ConfigError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -239,6 +241,60 @@ def test_an_idle_connection_that_the_server_closed_is_not_used():
     assert server.n_connections == 3
 
 
+def close_after_the_request(peer: Peer) -> None:
+    peer.request()
+    peer.say(whole(TOKEN, TOKEN, END))
+    peer.request()  # the client finds the connection open, and gets no byte on it
+
+
+def test_a_connection_that_closes_under_a_request_is_replaced_once():
+    with serving(close_after_the_request) as (server, target):
+        assert recorded(ask(target)).error is None
+        exchange = ask(target)
+        assert recorded(exchange).error is None
+        assert exchange.t_end_ns > exchange.t_send_ns
+        assert server.n_connections == 2
+
+    def refuse_all_but_the_first(peer: Peer) -> None:
+        if server.n_connections == 1:
+            close_after_the_request(peer)
+        else:
+            peer.request()
+
+    with serving(refuse_all_but_the_first) as (server, target):
+        assert recorded(ask(target)).error is None
+        assert recorded(ask(target)).error is ErrorClass.CLOSED
+        assert server.n_connections == 2
+
+
+def test_time_on_a_connection_that_closed_counts_and_a_begun_answer_is_not_asked_for_again():
+    def talk(peer: Peer) -> None:
+        peer.request()
+        peer.say(whole(TOKEN, TOKEN, END))
+        peer.request()
+        time.sleep(0.2)
+        peer.say(*said)
+
+    for said, n_connections in ((), 2), ((b"HTTP/1.1 200 OK\r\nTransfer-",), 1):
+        with serving(talk) as (server, target):
+            ask(target)
+            exchange = ask(target)
+        assert server.n_connections == n_connections
+        assert (exchange.error is None) == (n_connections == 2)
+        assert (exchange.t_end_ns - exchange.t_send_ns) / 1e9 > 0.19
+
+
+def test_a_header_that_would_break_the_request_is_refused_without_its_value():
+    for value in ("secret\n", "se\rcret", "secret\u0142", "secret\x00"):
+        with pytest.raises(ConfigError, match="header x-session-id: need Latin-1") as refused:
+            HttpTarget("http://x").request("POST", "/", b"", {"x-session-id": value})
+        assert "se" + "cret" not in str(refused.value)
+        with pytest.raises(ConfigError, match="header Authorization: need Latin-1"):
+            HttpTarget("http://x", {"Authorization": f"Bearer {value}"})
+    sent = HttpTarget("http://x").request("POST", "/", b"", {"x-session-id": "caf\xe9 \t~"})
+    assert b"x-session-id: caf\xe9 \t~\r\n" in sent
+
+
 def trickle(peer: Peer) -> None:
     peer.request()
     peer.say(CHUNKED)
@@ -321,6 +377,21 @@ def test_where_nobody_listens_there_is_no_connection():
         port = taken.getsockname()[1]
     record = recorded(ask(HttpTarget(f"http://127.0.0.1:{port}")))
     assert (record.error, record.status) == (ErrorClass.CONNECT, None)
+
+
+def test_a_server_that_does_not_even_accept_is_no_connection():
+    """Its queue of connections is full, so the kernel leaves ours unanswered."""
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):
+            filler = waiting.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        time.sleep(0.05)
+        exchange = ask(HttpTarget(f"http://127.0.0.1:{full.getsockname()[1]}"), timeout_s=0.3)
+    assert exchange.error is ErrorClass.CONNECT
+    assert 0.3 <= (exchange.t_end_ns - exchange.t_send_ns) / 1e9 < 0.8
 
 
 @pytest.fixture

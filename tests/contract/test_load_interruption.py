@@ -84,7 +84,8 @@ def test_a_signal_ends_the_run_and_keeps_what_is_in_flight(long_run, number, pro
 
 
 def test_ctrl_c_while_workers_are_awaited_ends_the_run(long_run):
-    with long_run.started("--processes", "0", "--remote-workers", "1", **SIGINT_HEARD) as process:
+    words = ("--processes", "0", "--remote-workers", "1", "--listen", f"127.0.0.1:{free_port()}")
+    with long_run.started(*words, **SIGINT_HEARD) as process:
         time.sleep(2.0)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(END_S) == 3
@@ -180,8 +181,9 @@ def test_a_worker_elsewhere_leaves_when_its_master_is_gone(long_run):
     assert "no word from the master for 3 s" in said
 
 
-def test_the_load_ends_with_the_process_that_started_it(long_run):
-    """As the `quantile` process would be, were it killed."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_load_ends_with_the_process_that_started_it(long_run, number):
+    """As the `quantile` process would be, were it ended or killed."""
     starter = (
         "import subprocess, sys; subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).wait()"
     )
@@ -192,7 +194,7 @@ def test_the_load_ends_with_the_process_that_started_it(long_run):
         (master,) = load_processes(parent.pid)
         workers = load_processes(master)
     finally:
-        parent.kill()
+        parent.send_signal(number)
         parent.wait()
     check_all_gone([master, *workers])
     assert long_run.ending.reason is EndReason.INTERRUPTED

@@ -1,5 +1,6 @@
 """The load process against a fake engine: what it sends, what it keeps, with one worker and two."""
 
+import fcntl
 import json
 import os
 import socket
@@ -158,9 +159,37 @@ def test_ports_that_are_taken_are_named(tmp_path):
         port = taken.getsockname()[1]
         for option, value in (("--listen", f"127.0.0.1:{port}"), ("--web-port", str(port))):
             run = LoadRun.new(tmp_path / option, raw_campaign("http://127.0.0.1:9"))
-            run.play("--processes", "2", option, value)
+            remote = ("--remote-workers", "1") if option == "--listen" else ()
+            run.play("--processes", "1", *remote, option, value)
             assert run.ending.reason is EndReason.FAILED
             assert f"{option} {value}" in run.ending.detail
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--remote-workers", "1"),
+        ("--processes", "2", "--remote-workers", "1"),
+        ("--listen", "127.0.0.1:0"),
+        ("--processes", "2", "--listen", "127.0.0.1:0"),
+    ],
+)
+def test_workers_elsewhere_need_an_address_and_an_address_needs_workers(tmp_path, words):
+    run = LoadRun.new(tmp_path / "run", raw_campaign("http://127.0.0.1:9")).play(*words)
+    assert run.ending.reason is EndReason.FAILED
+    assert "need --remote-workers and --listen together or neither" in run.ending.detail
+
+
+def test_workers_that_do_not_come_end_the_run_with_what_is_missing(tmp_path):
+    run = LoadRun.new(tmp_path / "run", raw_campaign("http://127.0.0.1:9"))
+    master = f"127.0.0.1:{free_port()}"
+    words = ("--processes", "1", "--remote-workers", "2", "--listen", master, "--gather-s", "6")
+    with run.started(*words) as process:
+        assert process.wait(30) == 1
+    assert run.ending.reason is EndReason.FAILED
+    assert run.ending.detail == (
+        f"need 3 workers, have 1 after 6 s: start `quantile load-worker --master {master}`"
+    )
 
 
 def test_broken_streams_and_refusals_are_failures_of_their_class(fake_server, tmp_path):
@@ -217,6 +246,73 @@ def test_workers_of_other_machines_join_and_one_too_many_is_sent_away(fake_serve
     assert run.ending.reason is EndReason.COMPLETE
     assert sorted(record.index for record in run.records) == list(range(30))
     assert {record.worker for record in run.records} == {0, 1}
+
+
+def test_workers_too_many_before_the_start_are_sent_away_and_take_no_load(fake_server, tmp_path):
+    """To Locust they are workers like the others, and it may well give them the users."""
+    base_url = fake_server("m@a", ttft_ms=5, itl_ms=1)
+    master = f"127.0.0.1:{free_port()}"
+    worker = [sys.executable, "-m", "loadtests.drive.worker", "--master", master]
+    run = LoadRun.new(tmp_path / "run", raw_campaign(base_url))
+    workers = [subprocess.Popen(worker) for _ in range(4)]
+    try:
+        with run.started(
+            "--processes", "0", "--remote-workers", "1", "--listen", master
+        ) as process:
+            assert process.wait(30) == 0
+        assert [each.wait(10) for each in workers] == [0, 0, 0, 0]
+    finally:
+        for each in workers:
+            each.kill()
+            each.wait()
+    assert run.ending.reason is EndReason.COMPLETE
+    assert sorted(record.index for record in run.records) == list(range(20))
+    assert {record.worker for record in run.records} == {0}
+
+
+def test_a_worker_elsewhere_sends_the_key_that_it_was_started_with_and_no_other(tmp_path):
+    seen = _Listener.seen = []
+    environment = os.environ | {"MASTERS_NAME": "not for you", "OURS": "ours"}
+    details = []
+    with InBackground(ThreadingHTTPServer(("127.0.0.1", 0), _Listener)) as server:
+        target = {"base_url": server.url, "model": "m", "variants": ["a"]}
+        raw = raw_campaign("", target=target | {"api_key_env": "MASTERS_NAME"})
+        for words in ((), ("--api-key-env", "NO_SUCH_KEY"), ("--api-key-env", "OURS")):
+            master = f"127.0.0.1:{free_port()}"
+            command = [sys.executable, "-m", "loadtests.drive.worker", "--master", master, *words]
+            run = LoadRun.new(tmp_path / f"run{len(details)}", raw)
+            run.files.client_log.touch()
+            worker = subprocess.Popen(command, env=environment)
+            try:
+                run.play("--processes", "0", "--remote-workers", "1", "--listen", master)
+                worker.wait(10)
+            finally:
+                worker.kill()
+                worker.wait()
+            details.append(run.ending.detail)
+    assert "need an API key" in details[0] and "start this worker with --api-key-env" in details[0]
+    assert "set NO_SUCH_KEY" in details[1]
+    assert details[2] == ""
+    assert {request["authorization"] for request in seen} == {"Bearer ours"}
+
+
+def test_who_stops_reading_the_progress_does_not_hold_up_the_load(fake_server, tmp_path):
+    base_url = fake_server("m@a", ttft_ms=5, itl_ms=1)
+    run = LoadRun.new(tmp_path / "run", raw_campaign(base_url, stage={"duration_s": 3.0}))
+    read_end, write_end = os.pipe()
+    try:
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)  # full after some ten lines
+        with run.started(stdout=write_end) as process:
+            assert process.wait(30) == 0
+        output = os.read(read_end, 65536)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    assert run.ending.reason is EndReason.COMPLETE
+    assert len(run.records) == 60
+    assert max(record.t_send_ns - record.t_sched_ns for record in run.records) < 1e9
+    lines = progress_lines(output)  # each is whole
+    assert 3 <= len(lines) < 3.0 / 0.2
 
 
 def test_locusts_page_shows_every_request_once_and_its_stop_ends_the_run(fake_server, tmp_path):

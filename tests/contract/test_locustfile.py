@@ -64,6 +64,18 @@ def test_a_wrong_host_ends_the_run_with_the_reason(tmp_path):
     assert "/v1/models: " in done.stderr
 
 
+@pytest.mark.parametrize("stages", ["garbage", "5x", "5x30,"])
+def test_stages_that_cannot_be_read_are_refused_at_once(stages):
+    done = subprocess.run(
+        command("--host", "http://127.0.0.1:9", "--headless", "--stages", stages),
+        capture_output=True,
+        text=True,
+        timeout=15,
+    )
+    assert done.returncode == 2
+    assert f"--stages: need USERSxSECONDS,..., have '{stages}'" in done.stderr
+
+
 def test_its_page_starts_users(fake_server):
     base_url = fake_server("m@a", ttft_ms=20, itl_ms=2)
     port = free_port()

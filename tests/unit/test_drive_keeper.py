@@ -1,5 +1,7 @@
 """The files of a run while it goes on."""
 
+import pytest
+
 from loadtests.drive.keeper import Keeper
 from loadtests.drive.outbox import Outbox
 from loadtests.records.manifest import RunFiles
@@ -55,6 +57,17 @@ def test_the_records_of_a_cell_are_its_own_in_the_order_in_which_they_were_over(
     assert [record.index for record in first] == [1, 0]
     assert [record.index for record in second] == [3, 2]
     assert (len(first), first[0].index, [r.index for r in first[1:]]) == (2, 1, [0])
+
+
+def test_a_file_that_cannot_be_closed_holds_back_no_other(tmp_path):
+    files = RunFiles(tmp_path)
+    keeper = Keeper(files)
+    keeper.begin(CellPlan.of(a_cell(2), 0))
+    for file in (keeper._records, keeper._runs):
+        file._file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        keeper.close()
+    assert keeper._cells._file.closed
 
 
 def test_a_cell_without_records_has_none(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 from loadtests.drive.alarm import Alarm
 from loadtests.drive.client import Exchange
 from loadtests.drive.messages import Shard
+from loadtests.drive.outcome import Arrival
 from loadtests.drive.pacer import NO_SERVER_PAUSE_S, CellPacer
 from loadtests.drive.shard import shards
-from loadtests.records.record import ErrorClass
+from loadtests.records.record import ErrorClass, RequestRecord
 from tests.fakes.load_cell import a_cell
 
 MS = 1_000_000
@@ -38,7 +39,8 @@ class Target:
         finally:
             self.open -= 1
         exchange.t_end_ns = time.monotonic_ns()
-        data = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n'
+        data = b'data: {"choices":[{"delta":{"content":"x"}}],"usage":{"completion_tokens":1}}\n\n'
+        data += b"data: [DONE]\n\n"
         exchange.pieces.append((exchange.t_end_ns, data))
         return exchange
 
@@ -161,6 +163,45 @@ def test_an_error_of_ours_ends_the_cell_at_once():
     with pytest.raises(ZeroDivisionError):
         play(a_shard([0], end_ns=20_000 * MS), Broken(0.0))
     assert time.monotonic() - started_s < 5
+
+
+def test_an_answer_that_cannot_be_read_is_malformed_and_the_others_are_kept(monkeypatch):
+    read = Arrival.record
+
+    def read_most(arrival: Arrival, exchange: Exchange, start_ns: int) -> RequestRecord:
+        if arrival.index == 1:
+            raise MemoryError("no room")
+        return read(arrival, exchange, start_ns)
+
+    monkeypatch.setattr(Arrival, "record", read_most)
+    run, records = play(a_shard([0, 10, 20]), Target(0.0))
+    assert [record.error for record in records] == [None, ErrorClass.MALFORMED, None]
+    assert run.n_records == 3
+    assert (records[1].status, records[1].detail) == (200, "MemoryError: no room")
+    assert records[1].t_sched_ns <= records[1].t_send_ns <= records[1].t_end_ns < 60 * MS
+
+
+@pytest.mark.parametrize("concurrency", [None, 1])
+def test_cpu_is_counted_until_the_planned_end_of_the_cell(concurrency):
+    class Straggler(Target):
+        """Computes for 0.1 s within the cell and, after its end, for 0.3 s."""
+
+        def exchange(self, request: bytes, timeout_s: float) -> Exchange:
+            burn(0.1)
+            exchange = super().exchange(request, timeout_s)
+            burn(0.3)
+            return exchange
+
+    shard = a_shard([0], concurrency=concurrency, end_ns=300 * MS)
+    run, _ = play(shard, Straggler(0.4))
+    assert 0.1 <= run.cpu_s < 0.3
+    assert run.t_end_ns > 600 * MS
+
+
+def burn(cpu_s: float) -> None:
+    until_s = time.process_time() + cpu_s
+    while time.process_time() < until_s:
+        pass
 
 
 def test_the_alarm_rings_on_time_and_lets_others_run():

@@ -41,11 +41,6 @@ def test_the_cap_and_the_users_are_shared():
     assert [shard.cell.concurrency for shard in shared(9, 2)] == [None, None]
 
 
-def test_users_of_every_worker_have_something_to_ask():
-    assert [len(shard.bodies) for shard in shared(2, 3, concurrency=3)] == [2, 2, 2]
-    assert [len(shard.bodies) for shard in shared(4, 2, concurrency=3)] == [2, 2]
-
-
 def test_a_worker_needs_a_request_in_flight():
     check_cap(2, 2)
     with pytest.raises(ConfigError, match="have 1 for 2"):

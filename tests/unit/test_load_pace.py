@@ -35,14 +35,15 @@ def pace(records: list[RequestRecord]):
         in_flight_ns=0,
         peak_in_flight=1,
     )
-    return pace_of(Driven(records, [run]), offered_per_s=100, duration_s=1)
+    return pace_of(Driven(records, [run]), duration_s=1)
 
 
 def test_a_plan_that_was_kept():
     kept = pace([record(i, i / 10) for i in range(100)])
     assert (kept.lag_p50_ms, kept.lag_p99_ms, kept.lag_max_ms) == pytest.approx((4.9, 9.8, 9.9))
     assert kept.achieved_per_s == 100
-    assert kept.cpu_share == 0.25
+    assert kept.offered_per_s == 100
+    assert kept.cpu_share == 0.5  # of the second in which requests were due
     assert kept.reasons() == []
 
 

@@ -14,6 +14,12 @@ ARRIVAL = Arrival(
 )
 
 
+TOKEN = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
+NO_COUNT = b'data: {"choices":[],"usage":{"prompt_tokens":3}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
 def error_of(exchange):
     return ARRIVAL.record(exchange, start_ns=0).error
 
@@ -29,6 +35,10 @@ def error_of(exchange):
         (Exchange(0, status=200), ErrorClass.TRUNCATED),
         (Exchange(0, status=200, pieces=[(1, b"data: {no\n\n")]), ErrorClass.MALFORMED),
         (Exchange(0, status=200, pieces=[(1, b"data: [DONE]\n\n")]), ErrorClass.EMPTY),
+        (Exchange(0, status=200, pieces=[(1, TOKEN + DONE)]), ErrorClass.NO_USAGE),
+        (Exchange(0, status=200, pieces=[(1, TOKEN + NO_COUNT + DONE)]), ErrorClass.NO_USAGE),
+        (Exchange(0, status=200, pieces=[(1, USAGE + DONE)]), ErrorClass.EMPTY),
+        (Exchange(0, status=200, pieces=[(1, TOKEN + USAGE + DONE)]), None),
         (
             Exchange(0, status=200, pieces=[(1, b'data: {"error":"x"}\n\n')]),
             ErrorClass.STREAM_ERROR,
@@ -40,7 +50,7 @@ def test_every_way_to_fail_has_its_class(exchange, error):
 
 
 def test_an_answer_of_another_variant_is_a_failure():
-    pieces = [(1, b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n')]
+    pieces = [(1, TOKEN), (2, USAGE), (3, DONE)]
     for served, error in (("a", None), ("b", ErrorClass.WRONG_VARIANT), (None, None)):
         headers = {} if served is None else {"x-variant": served}
         assert error_of(Exchange(0, status=200, pieces=pieces, headers=headers)) == error

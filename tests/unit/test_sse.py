@@ -134,8 +134,17 @@ def test_usage_that_comes_with_every_event_ends_as_the_last_one():
 
 
 def test_what_follows_nonsense_is_still_read():
-    bad = [b"data: 7\n\n", b'data: {"choices":[{"delta":{"content":5}}]}\n\n', b"data: \xff\n\n"]
+    bad = [
+        b"data: 7\n\n",
+        b'data: {"choices":[{"delta":{"content":5}}]}\n\n',
+        b"data: \xff\n\n",
+        b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n',
+        b'data: {"choices":[{"delta":{"tool_calls":' + b"[" * 9999 + b"\n\n",
+        b'data: {"usage":{"completion_tokens":18446744073709551616}}\n\n',
+        b'data: {"usage":{"completion_tokens":-1}}\n\n',
+    ]
     for nonsense in bad:
         reading = read_stream([(0, nonsense), (1, delta(content="a")), (2, b"data: [DONE]\n")])
         assert reading.malformed and reading.is_done
+        assert reading.output_tokens is None
         assert reading.token_ns == [1]
