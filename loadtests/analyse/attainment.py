@@ -22,7 +22,8 @@ def share_of(cells: Sequence[Sequence[bool]]) -> Share:
     """The share of true ones, by cell in the order of `t_sched`.
 
     The interval is that of Clopper and Pearson on the effective sample size: misses come in
-    bursts, and a burst says less than as many misses far apart. No samples: 0 to 1.
+    bursts, and a burst says less than as many misses far apart; and cells differ by more than
+    chance. No samples: 0 to 1.
     """
     n = sum(len(cell) for cell in cells)
     k = sum(sum(cell) for cell in cells)
@@ -54,10 +55,27 @@ def judge(share: Share, target: float) -> tuple[Verdict, str]:
     return Verdict.INCONCLUSIVE, f"{seen} holds the target {_percent(target)}: {more}"
 
 
+def fails_at_best(sent: Share, n_unsent: int, target: float) -> str | None:
+    """Why the SLO fails even if all requests that were never sent had met it; None: it need not.
+
+    `sent` is the share of those that were. Without any other it is `judge`'s fail.
+    """
+    n = sent.n + n_unsent
+    best = (sent.high * sent.n + n_unsent) / n if n else 1.0
+    if best >= target:
+        return None
+    if not n_unsent:
+        return judge(sent, target)[1]
+    return (
+        f"{_percent(sent.k / sent.n)} of {sent.n} that were sent met it: at most {_percent(best)} "
+        f"of {n} if the {n_unsent} others had, target {_percent(target)}"
+    )
+
+
 def requests_needed(share: Share, target: float) -> int | None:
     """Requests from which a share as seen would pass or fail; None if it is too near the target.
 
-    At the same dependence between requests as was seen.
+    At the same dependence between requests as was seen: more cells, not longer ones.
     """
     seen, n_eff = share.k / share.n, share.n_eff or share.n
 

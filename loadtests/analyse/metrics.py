@@ -79,8 +79,12 @@ LATENCIES: Mapping[str, Latency] = {
     "ttft_service_ms": Latency("t_first - t_send", ttft_service_ms),
     "e2e_user_ms": Latency("t_last - t_sched", e2e_user_ms, True, True),
     "e2e_service_ms": Latency("t_last - t_send", e2e_service_ms),
-    "tpot_ms": Latency("(t_last - t_first) / (N - 1), N >= 2", tpot_ms, has_bootstrap=True),
-    "ntpot_ms": Latency("(t_last - t_send) / N", ntpot_ms),
+    "tpot_ms": Latency(
+        "(t_last - t_first) / (N - 1); not defined for N < 2 or unknown N",
+        tpot_ms,
+        has_bootstrap=True,
+    ),
+    "ntpot_ms": Latency("(t_last - t_send) / N; not defined for N = 0 or unknown N", ntpot_ms),
     "stall_ms": Latency("longest gap between two token events of one request", stall_ms),
     "lag_ms": Latency("t_send - t_sched", lag_ms),
 }
@@ -90,19 +94,49 @@ FORMULAS: Mapping[str, str] = {
     "write), t_first and t_last (receipt of the first and last event with non-empty content, "
     "reasoning or tool call); N = usage.completion_tokens",
     "window": "requests scheduled in [warm-up, warm-up + duration); in a closed loop, sent in it",
+    "offered_per_s": "requests planned in the window / window; in a closed loop, sent in it",
+    "achieved_per_s": "requests planned in the window that were sent / window",
     **{name: latency.formula for name, latency in LATENCIES.items()},
     "itl_ms": "each gap g between token events of k = N / events tokens is k samples of g / k",
     "icl_ms": "gaps between token events, as they are",
-    "percentile": "nearest rank: the ceil(p n)-th smallest sample; None for n < 1 / (1 - p)",
+    "percentile": "nearest rank: the ceil(p n)-th smallest sample; none for n < 1 / (1 - p) (1 for "
+    "P50)",
     "with failures": "every failed or missing request is a sample of infinite value",
-    "interval": "95 %, order statistics on n_eff = n (1 - r) / (1 + r), r the lag-1 "
-    "autocorrelation; and circular block bootstrap, 1,000 seeded resamples",
+    "interval": "95 %, by order statistics on n_eff = the lesser of n (1 - r) / (1 + r), r the "
+    "lag-1 autocorrelation, and n / D, D = (1 + (m - 1) ICC) (t / z)^2 >= 1: ICC of a one-way "
+    "analysis of variance over the k cells (m requests each) of whether a request lies below the "
+    "percentile, t and z the 97.5 % points of Student's t (k - 1 degrees) and of the normal "
+    "distribution. With fewer than 5 cells D is 1 and the interval is within this run: another "
+    "run may differ by more",
+    "bootstrap interval": "middle 95 % of 1,000 seeded resamples: of k - 1 of the k cells with "
+    "replacement; with fewer than 5 cells, of circular blocks of neighbours, within this run",
     "output_tokens_per_s": "tokens (N / events for each event) received in the window / window",
-    "attainment": "requests that succeeded within every limit / requests planned in the window; "
-    "95 % interval of Clopper-Pearson on n_eff",
+    "attainment": "requests that succeeded within every limit of the SLO (ttft_user_ms, "
+    "e2e_user_ms, tpot_ms) / requests planned in the window; 95 % interval of Clopper-Pearson on "
+    "n_eff; a TPOT that is not defined meets its limit if N is 0 or 1, and misses it if N is "
+    "unknown",
+    "slo_verdict": "pass: the interval of attainment is at or above the target; fail: below it; "
+    "else inconclusive; invalid where the row is. Where requests were never sent it is a fail, and "
+    "the server's, if the interval of those that were sent lies below the target with all others "
+    "counted as met",
     "goodput_per_s": "requests that succeeded within every limit / window",
+    "client_cpu_share": "CPU time of a load process until the planned end of a cell / that time; "
+    "the highest of any process and cell",
     "little_gap": "|L - lambda W| / L: the pacer's own count of open requests over time, against "
-    "the sum of t_end - t_send of the records",
+    "the sum of t_end - t_send of the records; the highest of any cell",
+    "comparison": "in each block the variant's statistic / the baseline's (repeats: geometric mean "
+    "first); ratio and 95 % interval by Student's t on the logarithms, p_value of ratio 1 by the "
+    "same t; p_sign_flip: share of all sign patterns of the logarithms whose mean is as far from "
+    "0; p_adjusted: Holm over all comparisons of a stage. Where a value is infinite: a sign test "
+    "of the blocks",
+    "change": "same: the interval lies within same_within; better or worse: adjusted p < 5 % and "
+    "the ratio beyond same_within; else inconclusive",
+    "noise_floor": "median ratio (>= 1) of two cells of one variant in one block; needs repeats",
+    "share changes": "error rate and attainment of two runs: paired t on the blocks' shares, in "
+    "percentage points",
+    "saturation": "highest rate that holds below every rate that does not. A probe holds or not by "
+    "its slo_verdict; where max_repeats cells leave that open, by its point estimate. It is "
+    "invalid where it fails only by what the client sent late or not at all",
 }
 """Every number of a report and how it is made, in the order in which reports print them."""
 
@@ -110,7 +144,7 @@ FORMULAS: Mapping[str, str] = {
 def meets(record: RequestRecord, slo: Slo) -> bool:
     """Whether a request succeeded within every limit, on the user's clock.
 
-    A limit on a TPOT that is not defined (one token) is met.
+    A limit on the TPOT of fewer than two tokens is met; on that of an unknown number it is not.
     """
     return _within(record, slo, ttft_user_ms, e2e_user_ms)
 
@@ -129,7 +163,9 @@ def _within(
     if record.error is not None:
         return False
     for limit_ms, latency in ((slo.ttft_ms, ttft), (slo.e2e_ms, e2e), (slo.tpot_ms, tpot_ms)):
-        value = None if limit_ms is None else latency(record)
-        if limit_ms is not None and value is not None and value > limit_ms:
+        if limit_ms is None or (latency is tpot_ms and record.output_tokens in (0, 1)):
+            continue
+        value = latency(record)
+        if value is None or value > limit_ms:
             return False
     return True

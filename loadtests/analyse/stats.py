@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.analyse.bootstrap import block_length, percentile_intervals
-from loadtests.analyse.distributions import CONFIDENCE
+from loadtests.analyse.bootstrap import block_length, intervals_of_cells, percentile_intervals
+from loadtests.analyse.distributions import CONFIDENCE, t_quantile
 
 PERCENTILES = (0.50, 0.90, 0.95, 0.99, 0.999)
 MIN_SAMPLES = {0.50: 1, 0.90: 10, 0.95: 20, 0.99: 100, 0.999: 1000}
@@ -18,10 +19,13 @@ MIN_SAMPLES = {0.50: 1, 0.90: 10, 0.95: 20, 0.99: 100, 0.999: 1000}
 BOOTSTRAP_MIN_TAIL = 5
 """Samples that have to lie above a percentile for its bootstrap interval: with fewer, the upper
 end would be the largest sample, which is no bound."""
+MIN_CELLS = 5
+"""Cells from which the differences between them widen the intervals. Below, an interval says how
+well the percentile of these very cells is known, and nothing of the next run's."""
 MUCH = 3.0
 """The two intervals of a percentile disagree when one is this many times as wide, or more."""
 
-Cells = Sequence[Sequence[float]]
+Cells = Sequence[Sequence[float] | NDArray[np.float64] | NDArray[np.bool_]]
 """Samples by cell, in the order in which they were taken."""
 
 
@@ -43,7 +47,7 @@ class Quantile(msgspec.Struct, frozen=True):
     """By circular block bootstrap; None where it was not computed."""
     bootstrap_high: float | None = None
     note: str | None = None
-    """What to know of the intervals: that the two disagree, or why there is none."""
+    """What to know of the intervals: that the two disagree, or why there is no upper end."""
 
 
 def nearest_rank(ordered: Sequence[float] | NDArray[np.float64], p: float) -> float:
@@ -74,18 +78,22 @@ def quantiles(
 
     A failure is a sample of infinite value (AIPerf's `adj_*`), so P99 is infinite from 1 %
     failures on. The interval is that of `interval_ranks`, on the number of independent samples
-    that `effective_size` estimates; `bootstrap` adds that of the block bootstrap.
+    that `effective_size` estimates; `bootstrap` adds that of the bootstrap, which draws whole
+    cells where there are `MIN_CELLS`, and blocks of neighbours where there are fewer.
     """
-    samples = np.array([value for cell in cells for value in cell], dtype=np.float64)
-    n = len(samples)
+    arrays = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell)]
+    samples = np.concatenate([*arrays, np.empty(0)])
     ordered = np.sort(samples)
-    n_eff = effective_size(cells)
-    plain = [_quantile(ordered, p, n_eff) for p in percentiles]
+    plain = [_quantile(ordered, p, arrays) for p in percentiles]
     wanted = [q.p for q in plain if bootstrap and _has_tail(q)]
     if not wanted:
         return tuple(plain)
-    length = block_length(n, autocorrelation(cells))
-    ends = percentile_intervals(samples, [rank(n, p) for p in wanted], length)
+    if len(arrays) >= MIN_CELLS:
+        ends = intervals_of_cells(arrays, wanted)
+    else:
+        ranks = [rank(len(samples), p) for p in wanted]
+        length = block_length(len(samples), autocorrelation(arrays))
+        ends = percentile_intervals(samples, ranks, length)
     by_p = dict(zip(wanted, ends, strict=True))
     return tuple(with_bootstrap(q, *by_p[q.p]) if q.p in by_p else q for q in plain)
 
@@ -95,24 +103,33 @@ def _has_tail(q: Quantile) -> bool:
     return q.value is not None and round(q.n * (1 - q.p), 9) >= BOOTSTRAP_MIN_TAIL
 
 
-def _quantile(ordered: NDArray[np.float64], p: float, n_eff: int) -> Quantile:
+def _quantile(ordered: NDArray[np.float64], p: float, cells: list[NDArray[np.float64]]) -> Quantile:
     n = len(ordered)
     reason = too_few(n, p)
     if reason is not None:
         return Quantile(p=p, value=None, n=n, reason=reason)
     value = nearest_rank(ordered, p)
+    n_eff = effective_size(cells, marks=[cell < value for cell in cells])
     lowest, highest = interval_ranks(n_eff, p)
     low = None if lowest is None else min(value, nearest_rank(ordered, lowest / (n_eff + 1)))
     high = None if highest is None else max(value, nearest_rank(ordered, highest / (n_eff + 1)))
+    note = None
     if math.isinf(value):
         share = float(np.isinf(ordered).mean())
         reason = f"infinite: {share:.1%} of the requests failed"
-    return Quantile(p=p, value=value, n=n, low=low, high=high, reason=reason)
+    elif high is None:
+        need = math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(p))
+        note = f"no upper bound: need n_eff >= {need}"
+    elif math.isinf(high):
+        note = "upper bound infinite: failures reach it"
+    return Quantile(p=p, value=value, n=n, low=low, high=high, reason=reason, note=note)
 
 
 def with_bootstrap(q: Quantile, low: float, high: float) -> Quantile:
     """`q` with its bootstrap interval, and a note where the two disagree much."""
-    note = None
+    note = q.note
+    if note is None and math.isfinite(low) and math.isinf(high):
+        note = "upper bound of the bootstrap infinite: failures reach it"
     if q.low is not None and q.high is not None and math.isfinite(q.high) and math.isfinite(high):
         wide, narrow = sorted((q.high - q.low, high - low), reverse=True)
         if wide > MUCH * narrow or q.low > high or low > q.high:
@@ -144,13 +161,43 @@ def autocorrelation(cells: Cells) -> float:
     return min(1.0, max(0.0, covariance / variance))
 
 
-def effective_size(cells: Cells) -> int:
-    """Independent samples that carry as much as these: `n (1 - r) / (1 + r)`, `r` the lag-1
-    autocorrelation, never above n and never below 1 (0 for no samples).
+def effective_size(cells: Cells, marks: Cells | None = None) -> int:
+    """Independent samples that carry as much as these, never above n and never below 1 (0 for
+    no samples): the lesser of `n (1 - r) / (1 + r)`, `r` the lag-1 autocorrelation, and
+    `n / design_effect` of `marks`, which say of each sample whether it lies below the percentile
+    (None: the samples are such marks themselves).
     """
     n = sum(len(cell) for cell in cells)
     r = autocorrelation(cells)
-    return max(min(n, 1), math.floor(n * (1 - r) / (1 + r)))
+    least = min(n * (1 - r) / (1 + r), n / design_effect(cells if marks is None else marks))
+    return max(min(n, 1), math.floor(least))
+
+
+def design_effect(cells: Cells) -> float:
+    """How many times as many samples are needed because cells differ; 1 below `MIN_CELLS`.
+
+    `(1 + (m - 1) ICC) (t / z)^2`, at least 1: ICC is the intraclass correlation of a one-way
+    analysis of variance over the cells, `m` their size, and `t / z` how much wider Student's t is
+    than the normal distribution, as the ICC is known from so few cells (Kish; Korn & Graubard).
+    """
+    series = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell)]
+    k, n = len(series), sum(map(len, series))
+    if k < MIN_CELLS or n <= k:
+        return 1.0
+    m = (n - sum(len(cell) ** 2 for cell in series) / n) / (k - 1)
+    mean = math.fsum(float(cell.sum()) for cell in series) / n
+    between = math.fsum(len(cell) * float(cell.mean() - mean) ** 2 for cell in series) / (k - 1)
+    within = math.fsum(len(cell) * float(cell.var()) for cell in series) / (n - k)
+    if between <= 1e-24 * max(1.0, mean * mean):
+        return 1.0
+    icc = (between - within) / (between + (m - 1) * within)
+    return max(1.0, (1 + (m - 1) * icc) * _t_over_z(k - 1) ** 2)
+
+
+@lru_cache(maxsize=256)
+def _t_over_z(df: int) -> float:
+    upper = (1 + CONFIDENCE) / 2
+    return t_quantile(upper, df) / NormalDist().inv_cdf(upper)
 
 
 @lru_cache(maxsize=4096)

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from loadtests.analyse import gaps
-from loadtests.analyse.attainment import judge, share_of
+from loadtests.analyse.attainment import fails_at_best, judge, share_of
 from loadtests.analyse.metrics import LATENCIES, Latency
-from loadtests.analyse.nouns import LatencySummary, Share, VariantSummary, Verdict
+from loadtests.analyse.nouns import LatencySummary, VariantSummary, Verdict
 from loadtests.analyse.stats import Quantile, quantile, quantiles
 from loadtests.analyse.validity import client_cpu_share, invalid_reasons, little_gap, notes
 from loadtests.analyse.whole import WholeCell, whole_cells
@@ -93,24 +93,32 @@ def _row(
         latencies=latencies_of(cells),
         is_valid=True,
         invalid_reasons=(),
-        notes=tuple(notes(measured)),
     )
-    return _judged(campaign, row, attainment, tuple(invalid_reasons(campaign, row, cells)))
+    return _judged(campaign, row, cells)
 
 
-def _judged(
-    campaign: Campaign, row: VariantSummary, attainment: Share | None, reasons: tuple[str, ...]
-) -> VariantSummary:
-    """`row` with its validity, and with the verdict on its SLO where there is one."""
-    verdict, why = None, None
-    if campaign.slo is not None and attainment is not None:
-        verdict, why = judge(attainment, campaign.slo.attainment)
-        if reasons:
-            verdict, why = Verdict.INVALID, "; ".join(reasons)
+def _judged(campaign: Campaign, row: VariantSummary, cells: Sequence[WholeCell]) -> VariantSummary:
+    """`row` with its validity and notes, and with the verdict on its SLO where there is one.
+
+    A server that hangs fills the client, and that is no excuse: it fails if it would do so had
+    all requests that were never sent met the SLO.
+    """
+    verdict, why, server_fails = None, None, False
+    if campaign.slo is not None and row.attainment is not None:
+        verdict, why = judge(row.attainment, campaign.slo.attainment)
+        sent = share_of([cell.passes_sent(campaign.slo) for cell in cells])
+        fails = fails_at_best(sent, row.n_planned - sent.n, campaign.slo.attainment)
+        server_fails = fails is not None
+        if fails is not None:
+            verdict, why = Verdict.FAIL, fails
+    reasons = tuple(invalid_reasons(campaign, row, cells, server_fails=server_fails))
+    if verdict is not None and reasons:
+        verdict, why = Verdict.INVALID, "; ".join(reasons)
     return msgspec.structs.replace(
         row,
         is_valid=not reasons,
         invalid_reasons=reasons,
+        notes=tuple(notes(campaign, row, cells, server_fails=server_fails)),
         slo_verdict=verdict,
         slo_reason=why,
     )

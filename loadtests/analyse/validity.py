@@ -10,7 +10,7 @@ from loadtests.analyse.nouns import LatencySummary, VariantSummary
 from loadtests.analyse.stats import Quantile
 from loadtests.analyse.whole import WholeCell
 from loadtests.campaign import Campaign
-from loadtests.records.record import ErrorClass, RequestRecord
+from loadtests.records.record import ErrorClass
 from serve_app.domain.units import NS_PER_MS, NS_PER_S
 
 MUCH_LONGER = 1.25
@@ -35,30 +35,35 @@ def little_gap(cell: WholeCell) -> float:
 
 
 def client_cpu_share(cells: Sequence[WholeCell]) -> float | None:
-    """CPU time of the busiest load process in any cell, as a share of one core."""
-    shares = [
-        run.cpu_s * NS_PER_S / run.t_end_ns
-        for cell in cells
-        for run in cell.runs
-        if run.t_end_ns > 0
-    ]
+    """CPU time of the busiest load process in any cell, as a share of one core.
+
+    Until the planned end of the cell: waiting for the last answers would dilute it.
+    """
+    shares = [run.cpu_s * NS_PER_S / cell.plan.end_ns for cell in cells for run in cell.runs]
     return max(shares, default=None)
 
 
 def invalid_reasons(
-    campaign: Campaign, summary: VariantSummary, cells: Sequence[WholeCell]
+    campaign: Campaign, summary: VariantSummary, cells: Sequence[WholeCell], *, server_fails: bool
 ) -> Iterator[str]:
-    """Each way in which these numbers are the client's and not the server's."""
+    """Each way in which these numbers are the client's and not the server's.
+
+    `server_fails`: the SLO fails whatever became of the requests that were never sent. Then a
+    full client and not one success are the server's doing, if the verdict counts.
+    """
     limits = campaign.validity
-    if not summary.n_ok:
+    if not summary.n_ok and not (server_fails and _is_gated(campaign, summary)):
         yield f"none of {summary.n_planned} requests succeeded"
-    # refused ones were never sent: what the cap did shows here
-    if summary.achieved_per_s < limits.achieved_share * summary.offered_per_s:
-        refused = summary.errors.get(ErrorClass.REFUSED_BY_CLIENT, 0)
-        yield (
-            f"sent {summary.achieved_per_s:.1f}/s of {summary.offered_per_s:.1f}/s "
-            f"({refused} refused at in_flight_cap {campaign.in_flight_cap})"
-        )
+    if not server_fails:
+        yield from _sent_too_few(campaign, summary)
+    if campaign.workload.forced_length:
+        ok = [r for cell in cells for r in cell.measured if r.error is None]
+        n_other = sum(r.output_tokens != r.max_tokens for r in ok)
+        if n_other:
+            yield (
+                f"{n_other} of {len(ok)} answers are not of the forced length: the engine "
+                "ignores ignore_eos and min_tokens, or streams were cut"
+            )
     lag = highest_known(summary.latencies["lag_ms"])
     if lag is not None and lag.value is not None:
         text = f"lag P{lag.p * 100:g} {lag.value:.1f} ms"
@@ -77,11 +82,44 @@ def invalid_reasons(
         yield f"a worker's clock is known to {clock_ms:.1f} ms > {limits.clock_error_ms:g} ms"
 
 
-def notes(measured: Sequence[RequestRecord]) -> Iterator[str]:
-    """What to know of a row that leaves it valid: prompts of other lengths than planned."""
+def _sent_too_few(campaign: Campaign, summary: VariantSummary) -> Iterator[str]:
+    """That the client sent less than it should have: refused requests were never sent."""
+    if summary.achieved_per_s < campaign.validity.achieved_share * summary.offered_per_s:
+        refused = summary.errors.get(ErrorClass.REFUSED_BY_CLIENT, 0)
+        yield (
+            f"sent {summary.achieved_per_s:.1f}/s of {summary.offered_per_s:.1f}/s "
+            f"({refused} refused at in_flight_cap {campaign.in_flight_cap})"
+        )
+
+
+def _is_gated(campaign: Campaign, summary: VariantSummary) -> bool:
+    """Whether the row's verdict counts, so that a fail is a fail of the campaign."""
+    return campaign.search is not None or any(
+        stage.name == summary.stage and stage.gate for stage in campaign.stages
+    )
+
+
+def notes(
+    campaign: Campaign, summary: VariantSummary, cells: Sequence[WholeCell], *, server_fails: bool
+) -> Iterator[str]:
+    """What to know of a row, be it valid or not; `server_fails` as for `invalid_reasons`."""
+    if summary.concurrency is not None:
+        yield "closed loop: latencies hide what waiting users would feel"
+    if server_fails:
+        yield from _sent_too_few(campaign, summary)
+    lag = highest_known(summary.latencies["lag_ms"])
+    ttft_ms = summary.latencies["ttft_service_ms"].at(0.50).value
+    if lag is not None and lag.value is not None and ttft_ms:
+        share = lag.value / ttft_ms
+        if share > campaign.same_within:
+            yield (
+                f"client lag P{lag.p * 100:g} {lag.value:.1f} ms is {share:.0%} of TTFT P50: "
+                "differences of TTFT below that are not the server's"
+            )
     ratios = [
         r.prompt_tokens / r.planned_input_tokens
-        for r in measured
+        for cell in cells
+        for r in cell.measured
         if r.prompt_tokens is not None and r.planned_input_tokens
     ]
     if ratios:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from loadtests.analyse.metrics import meets
 from loadtests.campaign import Slo
-from loadtests.records.record import CellPlan, CellRun, RequestRecord
+from loadtests.records.record import CellPlan, CellRun, ErrorClass, RequestRecord
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class WholeCell:
         """For each planned request of the window whether it met the SLO; no record: it did not."""
         met = [meets(r, slo) for r in self.measured]
         return met + [False] * (self.n_planned - len(met))
+
+    def passes_sent(self, slo: Slo) -> list[bool]:
+        """`passes`, of the requests alone that the client did not refuse to send."""
+        return [meets(r, slo) for r in self.measured if r.error != ErrorClass.REFUSED_BY_CLIENT]
 
 
 def whole_cells(

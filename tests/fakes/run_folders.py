@@ -23,6 +23,15 @@ NS_PER_MS = 1_000_000
 SPEED = {"bf16": 1.0, "fp8": 0.72, "awq": 0.98, "int8<b>": 1.35}
 """Service time as a multiple of the baseline's; one name is markup, as a hostile target's is."""
 FAILURES = {"int8<b>": 0.03}
+FACTS = {
+    "engine": "vLLM 0.32.0", "device": "NVIDIA H100 80GB HBM3", "torch": "2.10.0+cu130",
+    "kernel.o_proj": "CompressedTensorsWNa16 > MarlinLinearKernel (28 layers), UnquantizedLinear "
+    "(4 layers)", "kernel.lm_head": "UnquantizedEmbeddingMethod", "attention": "FLASH_ATTN",
+    "dtype": "bfloat16", "max_model_len": "8192", "max_num_seqs": "256",
+    "max_num_batched_tokens": "8192", "enforce_eager": "False", "kv_cache_dtype": "auto",
+    "prefix_caching": "True", "tensor_parallel_size": "1", "kv_cache_bytes": "51234567890",
+}  # fmt: skip
+"""As `serve_app.engines.vllm_facts` names them; `kernel.qkv_proj` differs by variant."""
 HOSTILE_DETAIL = "<script>console.error('injected')</script>"
 
 
@@ -70,9 +79,7 @@ class FakeRun:
 
     def write_manifest(self, n_cells: int | None, **changes: Any) -> None:
         facts = {
-            name: VariantFacts(
-                replicas=1, facts={"engine": "vLLM 0.32.0", "kernel": f"{name}-gemm"}
-            )
+            name: VariantFacts(replicas=1, facts=FACTS | {"kernel.qkv_proj": f"{name}-gemm"})
             for name in self._plan["target"]["variants"]
         }
         manifest = Manifest(
@@ -156,8 +163,8 @@ class FakeRun:
         events = (0, *(int(us) for us in np.cumsum(gaps_us)))
         last = first + events[-1] * 1000
         return RequestRecord(
-            **plain, served_variant=variant, t_first_ns=first, t_last_ns=last,
-            t_end_ns=last + 300_000, event_us=events, status=200, finish_reason="length",
+            **plain | {"max_tokens": tokens}, served_variant=variant, t_first_ns=first,
+            t_last_ns=last, t_end_ns=last + 300_000, event_us=events, status=200, finish_reason="length",
             prompt_tokens=40, output_tokens=tokens,
         )  # fmt: skip
 
@@ -200,7 +207,7 @@ def write_run(folder: Path, plan: dict[str, Any] | None = None, *, keep: int | N
             stage["name"],
             block,
             str(variant),
-            stage.get("rate_per_s", 10),
+            _rate_of(stage),
             stage["duration_s"],
             stage.get("concurrency"),
         )
@@ -229,6 +236,13 @@ def write_search(folder: Path, rates: Mapping[str, Sequence[float]] | None = Non
                 run.add_cell(f"{rate:g}/s", 0, variant, rate, plan["search"]["duration_s"])
     run.files.write_ending(Ending(reason=EndReason.COMPLETE))
     return folder
+
+
+def _rate_of(stage: Mapping[str, Any]) -> float:
+    """Of a ramp the mean; what a closed loop or a trace comes to is made up."""
+    if stage["kind"] == "ramp":
+        return float(stage["from_per_s"] + stage["to_per_s"]) / 2
+    return float(stage.get("rate_per_s", 10))
 
 
 def _phase(t: int, window_ns: tuple[int, int]) -> str:

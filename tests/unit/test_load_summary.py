@@ -55,6 +55,10 @@ def test_slo_is_on_the_users_clock_and_failures_miss_it():
     assert not meets(failed_of(0, "timeout"), slo)
     assert not meets(record_of(output_tokens=2), slo)  # TPOT 30 ms
     assert meets(record_of(output_tokens=1), slo)  # no TPOT to miss
+    assert meets(record_of(output_tokens=0), slo)
+    for judge in (meets, meets_as_served):
+        assert not judge(record_of(output_tokens=None), slo)  # an unknown one is not a good one
+    assert meets(record_of(output_tokens=None), campaign_of(slo={"ttft_ms": 60}).slo)
     assert meets(record_of(t_first_ns=60 * MS), slo)  # the limit itself is met
 
 
@@ -113,7 +117,12 @@ def test_failures_and_missing_records_are_infinite_and_out_of_the_slo():
             {},
             "20 refused at in_flight_cap 128",
         ),
-        (lambda i: failed_of(i, "http_5xx"), {}, "none of 20 requests succeeded"),
+        (
+            lambda i: record_of(i, max_tokens=4 + (i % 10 == 0)),
+            {},
+            "2 of 20 answers are not of the forced length",
+        ),
+        (lambda i: record_of(i, output_tokens=None), {}, "20 of 20 answers are not of the forced"),
     ],
 )
 def test_a_client_in_the_way_makes_the_row_invalid(make, changes, reason):
@@ -122,6 +131,68 @@ def test_a_client_in_the_way_makes_the_row_invalid(make, changes, reason):
     assert not row.is_valid and row.slo_verdict is Verdict.INVALID
     assert any(reason in each for each in row.invalid_reasons), row.invalid_reasons
     assert reason in row.slo_reason
+
+
+def refused(i):
+    return failed_of(i, "refused_by_client", t_send_ns=None, t_end_ns=None)
+
+
+@pytest.mark.parametrize("error", ["http_5xx", "connect", "timeout"])
+def test_a_dead_server_fails(error):
+    (row,) = rows([failed_of(i, error) for i in range(40)])
+    assert (row.slo_verdict, row.is_valid, row.n_ok) == (Verdict.FAIL, True, 0)
+    assert row.slo_reason.startswith("0% of 20 met it")
+
+
+def test_a_server_that_hangs_fails_even_as_it_fills_the_client():
+    hung = [failed_of(i, "timeout") if i < 24 else refused(i) for i in range(40)]
+    (row,) = rows(hung)  # in the window 14 hang, and 6 are never sent
+    assert (row.slo_verdict, row.is_valid) == (Verdict.FAIL, True)
+    assert row.slo_reason == (
+        "0% of 14 that were sent met it: at most 46.21% of 20 if the 6 others had, target 99%"
+    )
+    assert row.notes == ("sent 7.0/s of 10.0/s (6 refused at in_flight_cap 128)",)
+    assert (row.attainment.k, row.errors["refused_by_client"]) == (0, 6)
+    served = [record_of(i) if i < 24 else refused(i) for i in range(40)]
+    (row,) = rows(served)  # what was sent was well served: the client alone fell short
+    assert (row.slo_verdict, row.is_valid, row.notes) == (Verdict.INVALID, False, ())
+
+
+def test_total_failure_is_invalid_where_no_verdict_tells_it():
+    dead = [failed_of(i, "http_5xx") for i in range(40)]
+    stage = {"name": "s", "kind": "constant", "rate_per_s": 10, "duration_s": 2, "gate": False}
+    for campaign, verdict in (
+        (campaign_of(slo=None), None),
+        (campaign_of(stages=[stage]), Verdict.INVALID),
+    ):
+        (row,) = rows(dead, campaign)
+        assert row.invalid_reasons == ("none of 20 requests succeeded",)
+        assert row.slo_verdict is verdict
+
+
+def test_lengths_that_are_not_forced_may_be_any():
+    workload = {"prompts": {"kind": "corpus"}, "max_tokens": [4, 4], "forced_length": False}
+    short = [record_of(i, max_tokens=9) for i in range(40)]
+    assert rows(short, campaign_of(workload=workload))[0].is_valid
+    failed = [failed_of(i, "timeout") if i == 15 else record_of(i) for i in range(40)]
+    assert rows(failed)[0].is_valid  # a failure has no length
+
+
+def test_the_clients_cpu_is_that_of_the_plan_and_not_of_the_drain():
+    records = [record_of(i) for i in range(40)]
+    (row,) = rows(records, runs=[run_of(records, cpu_s=3.0, t_end_ns=40 * 10**9)])
+    assert row.client_cpu_share == 0.75 and not row.is_valid
+
+
+def test_lag_that_could_pass_for_a_difference_is_a_note():
+    records = [record_of(i, t_send_ns=i * 100 * MS + 3 * MS) for i in range(40)]
+    limits = {"lag_share_of_ttft": 0.1}
+    (row,) = rows(records, campaign_of(validity=limits))
+    assert row.is_valid and row.notes == (
+        "client lag P95 3.0 ms is 6% of TTFT P50: differences of TTFT below that are not the "
+        "server's",
+    )
+    assert rows(records, campaign_of(validity=limits, same_within=0.1))[0].notes == ()
 
 
 def test_the_lag_is_of_all_that_was_sent_and_the_worst_clock_counts():
@@ -155,6 +226,7 @@ def test_a_closed_loop_counts_what_was_sent_in_the_window():
     assert (row.n_planned, row.offered_per_s, row.concurrency) == (20, 10, 2)
     assert row.latencies["lag_ms"].at(0.5).value == 0
     assert row.is_valid
+    assert row.notes == ("closed loop: latencies hide what waiting users would feel",)
 
 
 def test_rows_come_in_the_order_of_the_campaign():
