@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,20 +199,24 @@ class _Stop:
         """Let it be `process` that is ended, now if a signal was there before it."""
         self._process = process
         if self.heard:
-            process.terminate()
+            self._end(process)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         """No output here: it may have been another output that was interrupted."""
         self.heard.append(signal.Signals(number))
         if len(self.heard) > 2:
             self._before[number](number, frame)
-        elif self._process is not None and len(self.heard) == 2:
-            self._process.kill()
         elif self._process is not None:
-            self._process.terminate()
-            self._too_long = threading.Timer(STOP_GRACE_S, self._process.kill)
-            self._too_long.daemon = True
-            self._too_long.start()
+            self._end(self._process)
+
+    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        if len(self.heard) > 1:
+            process.kill()
+            return
+        process.terminate()
+        self._too_long = threading.Timer(STOP_GRACE_S, process.kill)
+        self._too_long.daemon = True
+        self._too_long.start()
 
 
 def _load(
@@ -224,14 +228,13 @@ def _load(
     scraper = Scraper(campaign, files, epoch_ns)
     with scraper, _load_process(files, command) as process:
         stop.ends(process)
-        with LiveView(console) as view:
-            decoder = msgspec.json.Decoder(Progress)
-            is_told = False
-            for line in process.stdout or ():
-                view.show(decoder.decode(line))
-                if stop.heard and not is_told:
-                    console.print("stopping the load; what was measured is kept")
-                    is_told = True
+        lines = process.stdout or ()
+        try:
+            _show(lines, console, stop)
+        except OSError:  # nobody looks any more: the terminal was closed
+            console.quiet = True
+            for _ in lines:  # the load process must not find its pipe full
+                pass
         process.wait()
     if (trouble := scraper.trouble()) is not None:
         console.print(trouble, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -246,6 +249,17 @@ def _load(
         files.write_ending(Ending(reason=reason, detail=detail))
     elif ending.detail.startswith(WRONG_INPUT) and not files.cells.exists():
         raise ConfigError(f"{ending.detail.removeprefix(WRONG_INPUT)} (nothing was sent)")
+
+
+def _show(lines: Iterable[bytes], console: Console, stop: _Stop) -> None:
+    decoder = msgspec.json.Decoder(Progress)
+    is_told = False
+    with LiveView(console) as view:
+        for line in lines:
+            view.show(decoder.decode(line))
+            if stop.heard and not is_told:
+                console.print("stopping the load; what was measured is kept")
+                is_told = True
 
 
 @contextmanager

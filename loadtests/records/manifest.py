@@ -55,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_word: float | None = None
     """Of made text, by the target's `/tokenize`; None: the default was used."""
     notes: tuple[str, ...] = ()
-    """What a reader should know of the plan: how much of a trace was left out or cut."""
+    """What a reader should know: how much of a trace was left out or cut, which metrics were."""
     variants: dict[str, VariantFacts] = {}
     columns: dict[str, dict[str, str]] = {}
 

@@ -1,11 +1,14 @@
 """A campaign from the question which variants there are to its report, by way of `quantile`."""
 
+import fcntl
 import io
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
+import threading
 import time
 from contextlib import contextmanager
 
@@ -158,17 +161,19 @@ def test_a_load_process_that_dies_is_said_with_its_last_words(fake_server, tmp_p
 
 
 @contextmanager
-def quantile_loadtest(base_url: str, folder, *words: str, **changes: object):
-    """`quantile loadtest` of a minute in a session of its own, and its run; ended afterwards."""
+def quantile_loadtest(base_url: str, folder, *words: str, **started: object):
+    """`quantile loadtest` of 20 s or more in a session of its own, and its run; ended afterwards.
+
+    `started` changes how the process is started.
+    """
     file, out = folder / "campaign.yaml", folder / "run"
     target = {"base_url": base_url, "model": "m"}
-    file.write_text(yaml.safe_dump(raw_campaign(base_url, target=target, blocks=20, **changes)))
+    file.write_text(yaml.safe_dump(raw_campaign(base_url, target=target, blocks=20)))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **SIGINT_HEARD}
     process = subprocess.Popen(
         [*QUANTILE, "loadtest", str(file), "--out", str(out), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
         start_new_session=True,
-        **SIGINT_HEARD,
+        **pipes | started,
     )
     try:
         yield process, LoadRun.at(out)
@@ -272,3 +277,31 @@ def test_the_third_signal_is_not_held_back(fake_server, tmp_path, monkeypatch):
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_closed_terminal_leaves_a_report(fake_server, tmp_path):
+    """SIGHUP, and every write to the terminal fails from then on."""
+    base_url = fake_server("m@a", ttft_ms=20, itl_ms=1)
+    ours, terminal = os.openpty()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        while not run.records:
+            seen.append(os.read(ours, 1 << 16))
+        os.close(ours)
+
+    def sit_down() -> None:
+        SIGINT_HEARD["preexec_fn"]()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    with quantile_loadtest(
+        base_url, tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=sit_down
+    ) as (process, run):
+        os.close(terminal)
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert process.wait(40) == 3
+        reader.join()
+    assert any(b"in flight" in text for text in seen)
+    assert run.ending.reason is EndReason.INTERRUPTED
+    assert run.files.report_html.exists()

@@ -1,7 +1,8 @@
-"""`quantile check`: a sound file is described, a wrong one is one line and exit code 2."""
+"""`quantile`: a sound file is described, what is wrong is one line and exit code 2."""
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -73,3 +74,37 @@ def test_a_wrong_file_is_one_line_on_stderr_and_exit_code_2(serve_file, check, c
     assert err.startswith("error: ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def quantile(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["quantile", *words])
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("words", [["--remote-workers", "2"], ["--listen", "10.0.0.5:5557"]])
+def test_workers_elsewhere_need_a_number_and_an_address(monkeypatch, capsys, tmp_path, words):
+    smoke = "configs/campaigns/smoke.yaml"
+    out = tmp_path / "run"
+    assert quantile(monkeypatch, "loadtest", smoke, "--out", str(out), *words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: need both --listen HOST:PORT")
+    assert " ".join(words[:1]) in said
+    assert not out.exists()
+
+
+def test_a_load_worker_hands_on_the_name_of_its_key(monkeypatch):
+    started = []
+
+    def run(command, **_):
+        started.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr("loadtests.cli.subprocess.run", run)
+    where = ["load-worker", "--master", "10.0.0.5:5557"]
+    assert quantile(monkeypatch, *where) == 1
+    assert quantile(monkeypatch, *where, "--api-key-env", "KEY_OF_M") == 1
+    worker = [sys.executable, "-m", "loadtests.drive.worker", "--master", "10.0.0.5:5557"]
+    assert started == [worker, [*worker, "--api-key-env", "KEY_OF_M"]]
