@@ -164,8 +164,8 @@ class FakeRun:
         last = first + events[-1] * 1000
         return RequestRecord(
             **plain | {"max_tokens": tokens}, served_variant=variant, t_first_ns=first,
-            t_last_ns=last, t_end_ns=last + 300_000, event_us=events, status=200, finish_reason="length",
-            prompt_tokens=40, output_tokens=tokens,
+            t_last_ns=last, t_end_ns=last + 300_000, event_us=events, status=200,
+            finish_reason="length", prompt_tokens=40, output_tokens=tokens,
         )  # fmt: skip
 
     def _run(

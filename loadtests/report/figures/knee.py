@@ -16,7 +16,8 @@ from loadtests.report.stages import variants_of
 
 def draw_knee(result: CampaignResult) -> Picture | None:
     """Attainment of every probe against its rate, and the bracket per variant."""
-    if not result.saturation or result.campaign.slo is None:
+    has_probe = any(probe.attainment.n for found in result.saturation for probe in found.probes)
+    if not has_probe or result.campaign.slo is None:
         return None
     variants = variants_of(result)
     figure = new_figure(3.2 + 0.22 * len(variants))

@@ -38,7 +38,7 @@ def draw_load(result: CampaignResult) -> Picture | None:
     has_slo = any(r.goodput_per_s is not None for r in rows)
     for axes, title in ((ttft, f"TTFT {name}, ms"), (e2e, f"E2E {name}, ms")):
         axes.set(title=title, xlabel="output tokens/s")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])  # crosses are above all marks
     what = "goodput" if has_slo else "answered"
     rate.set(title=f"{what}, requests/s", xlabel="offered requests/s")
     most = max(r.offered_per_s for r in rows)
@@ -81,6 +81,6 @@ def _line(axes: Any, points: Sequence[tuple[float, float]], i: int) -> None:
               marker=marker_of(i), markersize=5)  # fmt: skip
     for x, y in points:
         if math.isinf(y):
-            axes.plot(
-                [x], [0.98], color=colour_of(i), marker="x", transform=axes.get_xaxis_transform()
-            )
+            look = {"color": colour_of(i), "transform": axes.get_xaxis_transform()}
+            axes.plot([x], [0.97], marker="x", **look)
+            axes.text(x, 0.97, "  ∞", va="center", **look)

@@ -100,23 +100,28 @@ def _draw_line(axes: Any, points: Sequence[tuple[float, Quantile]], i: int) -> N
 def _draw_intervals(axes: Any, points: Sequence[tuple[float, Quantile]], i: int) -> None:
     """Bars; to the edge of the panel, with an arrow, on a side that has no bound."""
     bottom, top = axes.get_ylim()
-    place, colour = axes.get_xaxis_transform(), colour_of(i)
+    look = {"color": colour_of(i), "ha": "center", "transform": axes.get_xaxis_transform()}
     for x, q in points:
-        low = q.low if _is_finite(q.low) else bottom
-        high = q.high if _is_finite(q.high) else top
-        axes.plot([x, x], [low, high], color=colour, linewidth=3.5, alpha=0.35)
+        low = bottom if q.low is None else q.low
+        high = top if q.high is None else min(q.high, top)
+        if low < high:  # else failures reach the lower bound too
+            axes.plot([x, x], [low, high], color=colour_of(i), linewidth=3.5, alpha=0.35)
+        if q.low is None:
+            axes.text(x, 0, "↓", va="bottom", **look)
+        if not _is_finite(q.high):
+            axes.text(x, 1, "↑", va="top", **look)
         if q.value is not None and math.isinf(q.value):
+            box = {"facecolor": "none", "edgecolor": BAD, "boxstyle": "round,pad=0.08"}
             axes.text(
-                x, 0.93, "∞", color=colour, ha="center", va="top", fontsize=13, weight="bold",
-                transform=place, bbox={"facecolor": "none", "edgecolor": BAD,
-                "boxstyle": "round,pad=0.08", "linewidth": 0.7},
-            )  # fmt: skip
-        for end, y, marker in ((q.low, 0, "v"), (q.high, 1, "^")):
-            if not _is_finite(end):
-                axes.plot(
-                    [x], [y], color=colour, marker=marker, markersize=5, linestyle="",
-                    transform=place, clip_on=False, gid="open",
-                )  # fmt: skip
+                x,
+                0.9,
+                "∞",
+                va="top",
+                fontsize=13,
+                weight="bold",
+                bbox=box | {"linewidth": 0.7},
+                **look,
+            )
 
 
 def _is_finite(value: float | None) -> TypeGuard[float]:
