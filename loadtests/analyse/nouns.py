@@ -26,6 +26,10 @@ class Change(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+SHARES = ("error_rate", "attainment")
+"""Metrics that are shares of requests: what is compared is their difference, not their ratio."""
+
+
 class LatencySummary(msgspec.Struct, frozen=True):
     """Percentiles of one latency in ms, of the requests that succeeded."""
 
@@ -98,18 +102,20 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     stage: str
     metric: str
-    """As `ttft_user_ms`; `p` None: its mean."""
+    """As `ttft_user_ms`; `p` None: its mean, a rate, or one of `SHARES`."""
     p: float | None
     variant: str
     baseline: str
     n_blocks: int
     ratio: float | None
-    """Geometric mean over blocks of variant / baseline."""
+    """Geometric mean over blocks of variant / baseline; None for a share."""
     low: float | None
     high: float | None
-    """95 % interval of the ratio: Student's t on the logarithms."""
+    """95 % interval of the ratio: Student's t on the logarithms. Of a share: of the difference,
+    Student's t on the shares."""
     p_value: float | None
-    """Two-sided, of ratio 1, by the same t."""
+    """Two-sided, of ratio 1 (difference 0), by the same t. Where failures make a block infinite
+    there is no ratio, and it is that of the sign test over the blocks."""
     p_sign_flip: float | None
     """By exact sign flips of the blocks: no distribution assumed."""
     p_adjusted: float | None
@@ -119,7 +125,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     noise_floor: float | None = None
     """Typical ratio (>= 1) between two runs of the same variant in one block; needs repeats."""
     values: tuple[float | None, float | None] = (None, None)
-    """Of the baseline and of the variant: geometric means over the blocks."""
+    """Of the baseline and of the variant: geometric means over the blocks; of a share, means."""
+    difference: float | None = None
+    """Of a share: mean over the blocks of variant - baseline."""
+
+    @property
+    def effect(self) -> float | None:
+        """What `low` and `high` are the interval of: the ratio, or the difference of a share."""
+        return self.difference if self.metric in SHARES else self.ratio
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +141,9 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: float
     n_cells: int
     attainment: Share
+    """Its interval is widened (Bonferroni) for the `max_repeats` looks that a rate may get."""
     verdict: Verdict
-    """invalid: only what the client did made it miss the SLO."""
+    """invalid: the client made it miss the SLO, or may have: it broke the validity limits."""
 
 
 class Saturation(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +157,8 @@ class Saturation(msgspec.Struct, frozen=True, kw_only=True):
     probes: tuple[Probe, ...]
     """Ascending by rate."""
     verdict: Verdict
-    """pass: bracketed to the asked precision; fail: the lowest rate fails; else inconclusive."""
+    """pass: bracketed to the asked precision; fail: the lowest rate fails; invalid: the client
+    fell short where the bracket ends; else inconclusive."""
     reason: str
     confirmed_pass_per_s: float | None = None
     """The highest rate whose interval lies above the target; the brackets go by point estimates

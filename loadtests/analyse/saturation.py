@@ -8,12 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from loadtests.analyse.attainment import judge, share_of
+from loadtests.analyse.distributions import CONFIDENCE, clopper_pearson
 from loadtests.analyse.metrics import meets_as_served
-from loadtests.analyse.nouns import Probe, Saturation, Verdict
+from loadtests.analyse.nouns import Probe, Saturation, Share, Verdict
+from loadtests.analyse.validity import client_cpu_share, little_gap
 from loadtests.analyse.whole import WholeCell
-from loadtests.campaign import Campaign, Search, Slo
+from loadtests.campaign import Campaign, Search, Slo, ValidityLimits
 from loadtests.records.record import ErrorClass
+from serve_app.domain.units import NS_PER_MS
 
 Probes = Mapping[float, Probe]
 """Probes of one variant by rate."""
@@ -26,29 +31,59 @@ class Evidence(NamedTuple):
     """Whether the user's request met the SLO."""
     clears: list[bool]
     """Whether the server is innocent: it met the SLO as served, or the client never sent it."""
+    is_clients: bool = False
+    """Whether the client broke the validity limits, so that even times as served may be its own."""
 
 
-def evidence_of(slo: Slo, cell: WholeCell) -> Evidence:
-    """Evidence of a cell."""
+def evidence_of(slo: Slo, limits: ValidityLimits, cell: WholeCell) -> Evidence:
+    """Evidence of a cell. What the client did is known from `cell.runs`, once the run is over."""
     clears = [
         r.error is ErrorClass.REFUSED_BY_CLIENT or meets_as_served(r, slo) for r in cell.measured
     ]
-    return Evidence(cell.passes(slo), clears + [True] * (cell.n_planned - len(clears)))
+    clears += [True] * (cell.n_planned - len(clears))
+    return Evidence(cell.passes(slo), clears, breaks_limits(limits, cell))
 
 
-def probe(rate_per_s: float, cells: Sequence[Evidence], target: float) -> Probe:
+def breaks_limits(limits: ValidityLimits, cell: WholeCell) -> bool:
+    """Whether the client's CPU, Little's law or a clock is beyond its limit.
+
+    Late and unsent requests are told apart one by one. False while nothing is known.
+    """
+    cpu_share = client_cpu_share([cell])
+    clock_ms = max((run.clock_error_ns for run in cell.runs), default=0) / NS_PER_MS
+    return (
+        (cpu_share is not None and cpu_share > limits.client_cpu_share)
+        or (bool(cell.runs) and little_gap(cell) > limits.little_gap)
+        or clock_ms > limits.clock_error_ms
+    )
+
+
+def probe(rate_per_s: float, cells: Sequence[Evidence], target: float, max_repeats: int) -> Probe:
     """The verdict at one rate, of all its cells together.
 
     A fail is the server's only if it would be one without what the client did: requests that were
-    sent late or not at all. Else the probe is invalid. A pass is a pass: the client only took
-    from it.
+    sent late or not at all. Else the probe is invalid, and so is one that does not pass while the
+    client broke its limits. A pass is a pass: the client only took from it.
+
+    A rate is looked at again after each of its cells, `max_repeats` times at most, until one look
+    decides: each look's confidence is such that all of them together err in 5 % at most.
     """
-    share = share_of([cell.passes for cell in cells])
+    share = _for_looks(share_of([cell.passes for cell in cells]), max_repeats)
     verdict, _ = judge(share, target)
     n_clear = sum(sum(cell.clears) for cell in cells)
-    if verdict is Verdict.FAIL and n_clear >= target * share.n:
+    is_innocent = verdict is Verdict.FAIL and n_clear >= target * share.n
+    if is_innocent or (verdict is not Verdict.PASS and any(cell.is_clients for cell in cells)):
         verdict = Verdict.INVALID
     return Probe(rate_per_s=rate_per_s, n_cells=len(cells), attainment=share, verdict=verdict)
+
+
+def _for_looks(share: Share, n_looks: int) -> Share:
+    """`share` with the interval of one look of `n_looks` (Bonferroni)."""
+    if not share.n or not share.n_eff:
+        return share
+    k_eff = share.k * share.n_eff / share.n
+    low, high = clopper_pearson(k_eff, share.n_eff, 1 - (1 - CONFIDENCE) / n_looks)
+    return msgspec.structs.replace(share, low=low, high=high)
 
 
 def goes_up(found: Probe, target: float) -> bool:
@@ -115,7 +150,7 @@ def saturation_of(variant: str, search: Search, probes: Probes, target: float) -
     sure_failed = min((r for r, p in probes.items() if p.verdict is Verdict.FAIL), default=None)
     verdict, reason = _verdict(search, probes, held, failed)
     if verdict is Verdict.PASS and (sure, sure_failed) != (held, failed):
-        reason += "; not confirmed: the verdict there is by its point estimate"
+        reason += " (not confirmed): the verdict of an end is by its point estimate"
     return Saturation(
         variant=variant,
         highest_passed_per_s=held,
@@ -133,8 +168,8 @@ def _verdict(
 ) -> tuple[Verdict, str]:
     if failed is not None and probes[failed].verdict is Verdict.INVALID:
         return Verdict.INVALID, (
-            f"at {failed:g}/s the client fell short, not the server: "
-            "more --processes, or a higher in_flight_cap"
+            f"at {failed:g}/s the client fell short, not the server (late or unsent requests, "
+            "or its CPU, count or clock): more --processes, or a higher in_flight_cap"
         )
     if failed is None:
         if held == ends(search)[1]:
@@ -166,15 +201,18 @@ def find_saturation(campaign: Campaign, cells: Sequence[WholeCell]) -> tuple[Sat
         if cell.plan.rate_per_s is not None:
             of_variant = evidence.setdefault(cell.plan.variant, {})
             of_rate = of_variant.setdefault(rounded(cell.plan.rate_per_s), [])
-            of_rate.append(evidence_of(slo, cell))
-    return tuple(
-        saturation_of(
-            name, search, probes_of(evidence.get(name, {}), slo.attainment), slo.attainment
-        )
-        for name in campaign.variant_names()
-    )
+            of_rate.append(evidence_of(slo, campaign.validity, cell))
+    found = []
+    for name in campaign.variant_names():
+        probes = probes_of(search, evidence.get(name, {}), slo.attainment)
+        found.append(saturation_of(name, search, probes, slo.attainment))
+    return tuple(found)
 
 
-def probes_of(evidence: Mapping[float, Sequence[Evidence]], target: float) -> dict[float, Probe]:
+def probes_of(
+    search: Search, evidence: Mapping[float, Sequence[Evidence]], target: float
+) -> dict[float, Probe]:
     """One probe per rate."""
-    return {rate: probe(rate, cells, target) for rate, cells in evidence.items()}
+    return {
+        rate: probe(rate, cells, target, search.max_repeats) for rate, cells in evidence.items()
+    }

@@ -41,7 +41,7 @@ class SearchCells:
             ordered = sorted(records, key=lambda r: (r.t_sched_ns, r.index))
             whole = WholeCell(CellPlan.of(cell, 0), (), tuple(ordered))
             of_rate = self._evidence[cell.variant].setdefault(cell.rate_per_s or 0.0, [])
-            of_rate.append(evidence_of(self._slo, whole))
+            of_rate.append(evidence_of(self._slo, self._planner.campaign.validity, whole))
         wave = [
             (variant, rate)
             for variant, evidence in self._evidence.items()
@@ -55,7 +55,7 @@ class SearchCells:
 
     def _next_rate(self, evidence: dict[float, list[Evidence]]) -> float | None:
         target = self._slo.attainment
-        return next_rate(self._search, probes_of(evidence, target), target)
+        return next_rate(self._search, probes_of(self._search, evidence, target), target)
 
     def _cell(self, index: int, variant: str, rate: float) -> Cell:
         block = len(self._evidence[variant].get(rate, ()))

@@ -18,9 +18,10 @@ def campaign_verdict(
     probes beyond saturation may well fill the client, leave the rows out of it: a probe is judged
     by what the server did, and `Saturation` is invalid where that cannot be told.
 
-    An invalid run is invalid, whatever it says. A fail is a finding even of a partial run; a pass
-    needs the whole run. Fail beats inconclusive. Only `gated_stages` count towards the SLO; with
-    none of them, or without an SLO, a whole and valid run passes.
+    An invalid run is invalid, whatever it says, and so is a search in which the client fell short
+    with any variant. A fail is a finding even of a partial run; a pass needs the whole run. Fail
+    beats inconclusive. Only `gated_stages` count towards the SLO; with none of them, or without an
+    SLO, a whole and valid run passes.
     """
     if not is_valid:
         return Verdict.INVALID
@@ -31,6 +32,6 @@ def campaign_verdict(
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """Fail before invalid before inconclusive before pass; pass for none."""
-    order = (Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.PASS)
+    """Invalid before fail before inconclusive before pass; pass for none."""
+    order = (Verdict.INVALID, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
     return min(verdicts, key=order.index, default=Verdict.PASS)

@@ -11,15 +11,13 @@ from loadtests.report.result import read_run, result_of
 from loadtests.report.rows import (
     factor_with_interval,
     name_of,
-    number,
-    percent,
     points_with_interval,
     probability,
+    value_of,
 )
 from loadtests.report.tables import MARKS
 from loadtests.report.terminal import STYLES, new_table
 
-SHARES = {"error_rate", "attainment"}
 HEADER = ("variant", "metric", "A", "B", "B against A", "p", "change")
 """`p` is adjusted for all comparisons of the two runs (Holm)."""
 
@@ -66,14 +64,13 @@ def verdict_of(found: RunComparison) -> str:
 
 
 def _cells(each: RunChange) -> tuple[str, ...]:
-    written = percent if each.metric in SHARES else number
     effect = "-"
     if each.effect is not None:
         write = factor_with_interval if each.kind == "ratio" else points_with_interval
         effect = write(each.effect, each.low, each.high)
     return (
         name_of(each.metric, each.p),
-        *map(written, each.values),
+        *(value_of(each.metric, value) for value in each.values),
         effect,
         probability(each.p_adjusted),
         MARKS[each.change],

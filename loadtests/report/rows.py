@@ -2,7 +2,14 @@
 
 import math
 
-from loadtests.analyse.nouns import Comparison, LatencySummary, Saturation, Share, VariantSummary
+from loadtests.analyse.nouns import (
+    SHARES,
+    Comparison,
+    LatencySummary,
+    Saturation,
+    Share,
+    VariantSummary,
+)
 from loadtests.analyse.stats import Quantile
 
 HEADERS = (
@@ -124,7 +131,9 @@ def name_of(metric: str, p: float | None) -> str:
 
 
 def ratio(each: Comparison) -> str:
-    """`0.93× [0.90, 0.97]`; as `short_ratio` where there is none."""
+    """`0.93× [0.90, 0.97]`, of a share its difference; as `short_ratio` where there is none."""
+    if each.difference is not None:
+        return points_with_interval(each.difference, each.low, each.high)
     if each.ratio is None:
         return short_ratio(each)
     return factor_with_interval(each.ratio, each.low, each.high)
@@ -142,11 +151,20 @@ def points_with_interval(value: float, low: float | None, high: float | None) ->
 
 
 def short_ratio(each: Comparison) -> str:
-    """`0.93×`; `∞` where failures reach the variant's percentile; `-` where there is none."""
+    """`0.93×`, of a share `+0.4 pp`; `∞` where failures reach the variant's percentile; `-` where
+    there is none.
+    """
+    if each.difference is not None:
+        return f"{100 * each.difference:+.2g} pp"
     if each.ratio is None:
         after = each.values[1]
         return "∞" if after is not None and math.isinf(after) else "-"
     return f"{_factor(each.ratio)}×"
+
+
+def value_of(metric: str, value: float | None) -> str:
+    """One side of a comparison: a percentage for a share."""
+    return percent(value) if metric in SHARES else number(value)
 
 
 def probability(value: float | None) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtests.analyse.nouns import Change, Comparison, LatencySummary, Verdict
+from loadtests.analyse.ratios import TAIL
+from loadtests.analyse.stats import MIN_SAMPLES
 from loadtests.campaign import ValidityLimits
 from loadtests.report.findings import decisive
 from loadtests.report.result import CampaignResult
@@ -22,6 +24,7 @@ from loadtests.report.rows import (
     ratio,
     share_with_interval,
     short_ratio,
+    value_of,
     with_interval,
 )
 from loadtests.report.samples import Failure
@@ -164,7 +167,7 @@ def overview_table(comparisons: Sequence[Comparison]) -> Table | None:
             row = [_overview_cell(mine.get(metric)) for metric in metrics]
             rows.append((*cells(stage, variant), *row))
     header = ("stage", "variant", *(LABELS.get(metric, metric) for metric in metrics))
-    caption = f"Against {comparisons[0].baseline}: ratio and change"
+    caption = f"Against {comparisons[0].baseline}: ratio (of shares: points) and change"
     return Table(caption, header, tuple(rows), n_names=2)
 
 
@@ -185,7 +188,10 @@ def failure_table(failures: Sequence[Failure]) -> Table:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Every comparison with its interval, its significance and its noise floor."""
+    """Every comparison with its interval, its significance and its noise floor.
+
+    The effect is a ratio; of a share, the difference in percentage points (pp).
+    """
     rows = []
     for each in comparisons:
         before, after = each.values
@@ -193,8 +199,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             each.stage,
             each.variant,
             metric_name(each),
-            number(before),
-            number(after),
+            value_of(each.metric, before),
+            value_of(each.metric, after),
             ratio(each),
         )
         rest = (
@@ -206,11 +212,20 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         )
         rows.append((*cells(*plain), Cell(MARKS[each.change], each.change), *cells(*rest)))
     header = (
-        "stage", "variant", "metric", "baseline", "value", "ratio", "change", "p (Holm)",
+        "stage", "variant", "metric", "baseline", "value", "effect", "change", "p (Holm)",
         "p (sign flip)", "noise floor", "blocks", "reason",
     )  # fmt: skip
     baseline = comparisons[0].baseline if comparisons else ""
-    return Table(f"Comparisons with {baseline}, paired by block", header, tuple(rows), n_names=3)
+    caption = f"Comparisons with {baseline}, paired by block{_without_tail(comparisons)}"
+    return Table(caption, header, tuple(rows), n_names=3)
+
+
+def _without_tail(comparisons: Sequence[Comparison]) -> str:
+    """`; no P99 at low: it needs 100 requests in every cell`; empty where all stages have it."""
+    has_tail = {each.stage for each in comparisons if each.p == TAIL}
+    stages = dict.fromkeys(each.stage for each in comparisons if each.stage not in has_tail)
+    need = f"it needs {MIN_SAMPLES[TAIL]} requests in every cell"
+    return f"; no P99 at {', '.join(stages)}: {need}" if stages else ""
 
 
 def saturation_table(result: CampaignResult) -> Table:

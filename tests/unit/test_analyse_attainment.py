@@ -50,6 +50,8 @@ def test_what_was_never_sent_counts_as_met_at_best():
     assert fails_at_best(none_of_14, 6, best) is None
     assert "of 20 if the 6 others had" in fails_at_best(none_of_14, 6, best + 1e-6)
     assert fails_at_best(none_of_14, 0, 0.5) == judge(none_of_14, 0.5)[1]
+    half = Share(k=0, n=10, low=0.0, high=0.5)
+    assert fails_at_best(half, 10, 0.75) is None  # the target itself is met
     assert fails_at_best(share_of([]), 20, 0.99) is None
     assert fails_at_best(share_of([]), 0, 0.99) is None
 

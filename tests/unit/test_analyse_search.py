@@ -2,8 +2,12 @@
 
 import math
 import random
+from dataclasses import replace
 
+import msgspec
+import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from loadtests.analyse.nouns import Probe, Share, Verdict
 from loadtests.analyse.saturation import (
@@ -16,14 +20,25 @@ from loadtests.analyse.saturation import (
     saturation_of,
 )
 from loadtests.analyse.search import SearchCells, stage_of
+from loadtests.analyse.verdict import campaign_verdict
 from loadtests.analyse.whole import WholeCell
-from loadtests.campaign import Search
+from loadtests.campaign import Search, ValidityLimits
 from loadtests.plan.cells import Planner
 from loadtests.records.record import CellPlan, ErrorClass
 from serve_app.domain.errors import ConfigError
-from tests.fakes.load_cells import MS, S, campaign_of, failed_of, plan_of, queue, record_of
+from tests.fakes.load_cells import (
+    MS,
+    S,
+    campaign_of,
+    failed_of,
+    plan_of,
+    queue,
+    record_of,
+    run_of,
+)
 
 TARGET = 0.95
+LIMITS = ValidityLimits()
 
 
 def search_of(**changes):
@@ -203,7 +218,9 @@ def test_ends_that_go_by_point_estimates_are_told():
     found = saturation_of("a", search_of(), unsure, TARGET)
     assert (found.highest_passed_per_s, found.lowest_failed_per_s) == (10, 11)
     assert (found.confirmed_pass_per_s, found.confirmed_fail_per_s) == (1, 64)
-    assert found.verdict is Verdict.PASS and "not confirmed" in found.reason
+    assert found.verdict is Verdict.PASS and found.reason == (
+        "between 10/s and 11/s (not confirmed): the verdict of an end is by its point estimate"
+    )
 
 
 def test_a_fail_that_only_the_client_made_is_none_of_the_server():
@@ -217,7 +234,7 @@ def test_a_fail_that_only_the_client_made_is_none_of_the_server():
 
     def verdict(records):
         cell = WholeCell(plan_of(n_measured=len(records)), (), tuple(records))
-        return probe(5.0, [evidence_of(slo, cell)], TARGET).verdict
+        return probe(5.0, [evidence_of(slo, LIMITS, cell)], TARGET, 3).verdict
 
     late = [
         record_of(
@@ -237,10 +254,78 @@ def test_a_fail_that_only_the_client_made_is_none_of_the_server():
     assert verdict(broken[:100] + refused[:100]) is Verdict.FAIL
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_clients"),
+    [
+        ({}, False),
+        ({"cpu_s": 3.9}, True),
+        ({"in_flight_ns": 1}, True),
+        ({"clock_error_ns": 6 * MS}, True),
+        ({"clock_error_ns": 4 * MS}, False),
+    ],
+)
+def test_a_client_beyond_its_limits_may_have_made_a_fail(changes, is_clients):
+    """CPU, Little's law and clock are asked: a pass is a pass, all else is invalid."""
+
+    def verdict(records):
+        cell = WholeCell(
+            plan_of(n_measured=len(records)), (run_of(records, **changes),), tuple(records)
+        )
+        campaign = campaign_for(max_repeats=1)
+        cell = replace(cell, plan=msgspec.structs.replace(cell.plan, rate_per_s=1.0))
+        ((found,),) = (each.probes for each in find_saturation(campaign, [cell]))
+        return found.verdict
+
+    passing = [record_of(i, phase="measured") for i in range(200)]
+    broken = [failed_of(i, ErrorClass.HTTP_5XX, phase="measured") for i in range(200)]
+    assert verdict(passing) is Verdict.PASS
+    assert verdict(broken) is (Verdict.INVALID if is_clients else Verdict.FAIL)
+    unsure = verdict(passing[:50])
+    assert unsure is (Verdict.INVALID if is_clients else Verdict.INCONCLUSIVE)
+
+
+def test_one_cell_of_a_client_beyond_its_limits_spoils_the_rate_and_the_search():
+    fair, spoiled = ([False] * 50, [False] * 50), ([False] * 50, [False] * 50, True)
+    found = probe(5.0, [Evidence(*fair), Evidence(*spoiled)], TARGET, 3)
+    assert found.verdict is Verdict.INVALID
+    low = of(1, 100, 100, Verdict.PASS)
+    said = saturation_of("a", search_of(), {1.0: low, 5.0: found}, TARGET)
+    assert said.verdict is Verdict.INVALID and "the client fell short" in said.reason
+    assert campaign_verdict([], [said], (), is_valid=True, is_partial=False) is Verdict.INVALID
+    failed = saturation_of("b", search_of(), probes(r1="fail"), TARGET)
+    both = campaign_verdict([], [failed, said], (), is_valid=True, is_partial=False)
+    assert both is Verdict.INVALID
+
+
+def test_more_looks_at_a_rate_need_more_of_each():
+    one = Evidence([True] * 80, [True] * 80)
+    alone, of_three = (probe(5.0, [one], TARGET, n) for n in (1, 3))
+    assert (alone.verdict, of_three.verdict) == (Verdict.PASS, Verdict.INCONCLUSIVE)
+    want = scipy_stats.binomtest(80, 80).proportion_ci(1 - 0.05 / 3, "exact")
+    assert of_three.attainment.low == pytest.approx(want.low)
+
+
+def looks(rng, max_repeats, n=200):
+    """The verdict of a rate exactly at the target, tried again until it is decided."""
+    cells = []
+    while True:
+        cells.append(Evidence((rng.random(n) < TARGET).tolist(), [True] * n))
+        found = probe(5.0, cells, TARGET, max_repeats)
+        if found.verdict is not Verdict.INCONCLUSIVE or len(cells) == max_repeats:
+            return found.verdict
+
+
+def test_several_looks_err_as_rarely_as_one():
+    """A fail of a rate at its target is an innocent server here: it counts as decided too."""
+    rng = np.random.default_rng(3)
+    wrong = [looks(rng, 3) is not Verdict.INCONCLUSIVE for _ in range(200)]
+    assert np.mean(wrong) <= 0.06
+
+
 def test_evidence_adds_up_over_the_cells_of_a_rate():
     one = Evidence([True] * 50, [True] * 50)
-    assert probe(5.0, [one], TARGET).verdict is Verdict.INCONCLUSIVE
-    both = probe(5.0, [one, one], TARGET)
+    assert probe(5.0, [one], TARGET, 3).verdict is Verdict.INCONCLUSIVE
+    both = probe(5.0, [one, one], TARGET, 3)
     assert (both.verdict, both.n_cells, both.attainment.n) == (Verdict.PASS, 2, 100)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loadtests.analyse.nouns import Change, Comparison
+from loadtests.analyse.nouns import SHARES, Change, Comparison
 from loadtests.report.figures.style import (
     GRID,
     MUTED,
@@ -25,7 +25,8 @@ MAX_RATIO = 8.0
 def draw_comparison(result: CampaignResult) -> Picture | None:
     """One panel per stage; decided differences are filled, the others hollow."""
     stages = list(dict.fromkeys(each.stage for each in result.comparisons))
-    shown = {s: decisive(e for e in result.comparisons if e.stage == s) for s in stages}
+    ratios = [each for each in result.comparisons if each.metric not in SHARES]
+    shown = {s: decisive(e for e in ratios if e.stage == s) for s in stages}
     shown = {stage: found for stage, found in shown.items() if found}
     if not shown:
         return None
