@@ -13,6 +13,8 @@ DECISIVE = (
     ("e2e_user_ms", (0.99, 0.95, 0.50)),
     ("tpot_ms", (0.50,)),
     ("output_tokens_per_s", (None,)),
+    ("error_rate", (None,)),
+    ("attainment", (None,)),
 )
 """The metrics that the first table shows, each at the first percentile that the blocks support."""
 
@@ -121,13 +123,15 @@ def slo_reasons(result: CampaignResult) -> tuple[str, ...]:
 
     Invalid rows are among `trust_reasons`.
     """
-    return tuple(
-        f"{row.stage}, {row.variant}: {row.slo_verdict}: {row.slo_reason}"
-        for row in result.summaries
-        if row.slo_verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
-        and row.slo_reason
-        and result.campaign.search is None
-    )
+    if result.campaign.search is not None:
+        return ()
+    found = []
+    for row in result.summaries:
+        if row.slo_verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE) and row.slo_reason:
+            counts = "" if row.stage in result.gated_stages else " (does not count)"
+            reason = f"{row.slo_verdict}: {row.slo_reason}"
+            found.append(f"{row.stage}, {row.variant}{counts}: {reason}")
+    return tuple(found)
 
 
 def notes_of(result: CampaignResult) -> tuple[str, ...]:
@@ -152,7 +156,7 @@ def decisive(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
     for metric, percentiles in DECISIVE:
         for p in percentiles:
             rows = [each for each in known if (each.metric, each.p) == (metric, p)]
-            if any(each.ratio is not None or each.change in DECIDED for each in rows):
+            if any(each.effect is not None or each.change in DECIDED for each in rows):
                 found += rows
                 break
     return tuple(found)
@@ -201,7 +205,11 @@ def _variant_headlines(result: CampaignResult, mine: Sequence[Comparison]) -> It
     variant, baseline = mine[0].variant, mine[0].baseline
     stages = list(dict.fromkeys(each.stage for each in result.comparisons))
     doubted = {each.stage: doubts(each, result.summaries, result.problems) for each in mine}
-    shown = [each for each in mine if doubted[each.stage] is None]
+    names = list(dict.fromkeys(map(metric_name, mine)))
+    shown = sorted(
+        (each for each in mine if doubted[each.stage] is None),
+        key=lambda each: names.index(metric_name(each)),
+    )
     found = [c for c in DECIDED if any(e.change is c for e in shown)]
     for change in found:
         what = _listed([e for e in shown if e.change is change], stages, _range)
@@ -241,12 +249,15 @@ def _at(where: Sequence[str], stages: Sequence[str]) -> str:
 
 
 def _range(mine: Sequence[Comparison]) -> str:
-    """`0.70× to 0.81×`, lowest and highest ratio over the stages; `∞ → 30 ms` has no ratio."""
-    known = sorted((each for each in mine if each.ratio is not None), key=lambda e: e.ratio or 0)
+    """`0.70× to 0.81×`, lowest and highest effect over the stages; `∞ → 30.0 ms` has no ratio."""
+    known = sorted((each for each in mine if each.effect is not None), key=lambda e: e.effect or 0)
     ends = [" to ".join(dict.fromkeys(map(short_ratio, (known[0], known[-1]))))] if known else []
-    return ", ".join([*ends, *dict.fromkeys(_step(e) for e in mine if e.ratio is None)])
+    return ", ".join([*ends, *dict.fromkeys(_step(e) for e in mine if e.effect is None)])
 
 
 def _step(each: Comparison) -> str:
+    """`∞ → 30.0 ms`; `∞` where failures reach the variant's percentile."""
     before, after = map(number, each.values)
+    if after == "∞":
+        return after
     return f"{before} → {after}{' ms' if each.metric.endswith('_ms') else ''}"
