@@ -4,7 +4,6 @@ A misspelt key in a load test is a test of something else, so unknown keys are r
 nothing is coerced from one type to another.
 """
 
-import ipaddress
 import re
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -24,11 +23,8 @@ def _of_http(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        if is_right := ":" in host:
-            ipaddress.ip_address(host)
-        else:
-            is_right = _HOST.fullmatch(host) is not None
-        is_right &= parts.port != 0 and parts.scheme in ("http", "https")
+        is_host = ":" in host or _HOST.fullmatch(host)  # urlsplit checks [IPv6]
+        is_right = is_host and parts.port != 0 and parts.scheme in ("http", "https")
     except ValueError as error:  # such as a port that is no number up to 65535
         raise ValueError(f"need http(s)://host[:port], have {url!r}: {error}") from error
     if not is_right:
