@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtests.analyse.nouns import Change, Comparison, Saturation, Verdict
+from loadtests.analyse.nouns import SHARES, Change, Comparison, Saturation, Verdict
+from loadtests.analyse.share_changes import SHARE_MARGIN
 from loadtests.records.manifest import EndReason
 from loadtests.report.result import CampaignResult, doubts
 from loadtests.report.rows import bracket, metric_name, number, percent, short_ratio
@@ -14,7 +15,6 @@ DECISIVE = (
     ("tpot_ms", (0.50,)),
     ("output_tokens_per_s", (None,)),
     ("error_rate", (None,)),
-    ("attainment", (None,)),
 )
 """The metrics that the first table shows, each at the first percentile that the blocks support."""
 
@@ -205,10 +205,10 @@ def _variant_headlines(result: CampaignResult, mine: Sequence[Comparison]) -> It
     variant, baseline = mine[0].variant, mine[0].baseline
     stages = list(dict.fromkeys(each.stage for each in result.comparisons))
     doubted = {each.stage: doubts(each, result.summaries, result.problems) for each in mine}
-    names = list(dict.fromkeys(map(metric_name, mine)))
+    metrics = list(dict.fromkeys(each.metric for each in mine))
     shown = sorted(
         (each for each in mine if doubted[each.stage] is None),
-        key=lambda each: names.index(metric_name(each)),
+        key=lambda each: (metrics.index(each.metric), each.p or 0),
     )
     found = [c for c in DECIDED if any(e.change is c for e in shown)]
     for change in found:
@@ -216,7 +216,8 @@ def _variant_headlines(result: CampaignResult, mine: Sequence[Comparison]) -> It
         yield Headline(change, f"{variant} is {change} than {baseline}: {what}")
     if shown and not found:
         same = [each for each in shown if each.change is Change.SAME]
-        margin = f"the same within {result.campaign.same_within:.0%}"
+        shares = f" (shares {100 * SHARE_MARGIN:g} pp)" * any(e.metric in SHARES for e in same)
+        margin = f"the same within {result.campaign.same_within:.0%}{shares}"
         if len(same) == len(shown):
             yield Headline(Change.SAME, f"{variant}: {margin} as {baseline} in all metrics")
         else:

@@ -145,3 +145,15 @@ def test_the_bracket_is_not_said_to_need_a_pass(tmp_path):
         picture.figure.axes[1].get_title(loc="left")
         == "highest rate that held to lowest that did not"
     )
+
+
+@pytest.mark.parametrize(
+    ("passed", "failed", "arrows"), [(8.0, 27.0, []), (27.0, None, ["→"]), (None, 8.0, ["←"])]
+)
+def test_a_bracket_with_one_end_is_open(tmp_path, passed, failed, arrows):
+    result = read_result(write_search(tmp_path / "run", {"bf16": (8.0, 27.0)}))
+    found = msgspec.structs.replace(
+        result.saturation[0], highest_passed_per_s=passed, lowest_failed_per_s=failed
+    )
+    picture = draw_knee(replace(result, saturation=(found,)))
+    assert signs(picture.figure.axes[1]) == arrows

@@ -84,11 +84,12 @@ def test_a_decided_change_is_told_whatever_its_percentile(result):
         result,
         comparison(0.50, 1.25, Change.WORSE),
         comparison(0.95, 1.1),
+        comparison(0.50, 1.2, Change.BETTER, metric="output_tokens_per_s"),
         comparison(0.50, 1.3, Change.WORSE, stage="t"),
         comparison(0.95, 0.7, Change.BETTER, stage="t"),
     )
     assert texts(found) == [
-        "b is better than a: TTFT P95 0.70× (t)",
+        "b is better than a: TTFT P95 0.70× (t), tok/s P50 1.20× (s)",
         "b is worse than a: TTFT P50 1.25× to 1.30×",
     ]
 
@@ -97,6 +98,10 @@ def test_only_where_nothing_is_decided_it_says_so_and_what_is_the_same(result):
     alike = comparison(0.50, 1.0, Change.SAME)
     assert texts(with_comparisons(result, alike, comparison(0.95, 1.1))) == [
         "b: no difference could be shown; the same within 5%: TTFT P50"
+    ]
+    share = comparison(None, None, Change.SAME, metric="error_rate", difference=0.0)
+    assert texts(with_comparisons(result, share, comparison(0.95, 1.1))) == [
+        "b: no difference could be shown; the same within 5% (shares 1 pp): failed"
     ]
     assert texts(with_comparisons(result, comparison(0.95, 1.1))) == [
         "b: no difference could be shown"

@@ -41,6 +41,12 @@ def draw_knee(result: CampaignResult) -> Picture | None:
         ends_at = [end for end in (found.highest_passed_per_s, found.lowest_failed_per_s) if end]
         lower.plot(ends_at, [i] * len(ends_at), color=colour_of(i), linewidth=5, alpha=0.4)
         lower.plot(ends_at, [i] * len(ends_at), color=colour_of(i), marker="|", linestyle="")
+        if len(ends_at) == 1:
+            arrow, offset = ("←", -12) if found.highest_passed_per_s is None else ("→", 12)
+            lower.annotate(
+                arrow, (ends_at[0], i), (offset, 0), textcoords="offset points", ha="center",
+                va="center", color=colour_of(i), annotation_clip=False,
+            )  # fmt: skip
     limit = result.campaign.slo.attainment
     upper.axhline(limit, color=MUTED, linestyle=":", linewidth=1)
     upper.set(title=f"share of requests in the SLO (limit {100 * limit:g} %)")
@@ -55,7 +61,8 @@ def draw_knee(result: CampaignResult) -> Picture | None:
         title="Saturation",
         caption="Bars are 95 % intervals of the share. Filled marks passed: their bar lies above "
         "the limit. Hollow ones did not: their bar lies below the limit or crosses it. Where it "
-        "still crosses it after all repeats, the bracket goes by the mark.",
+        "still crosses it after all repeats, the bracket goes by the mark. An arrow: no rate was "
+        "found for that end of the bracket.",
         alt="Share of requests within the SLO against the offered rate per variant, and the "
         "bracket of the highest rate that passes; the numbers are in the table of saturation.",
         figure=figure,
