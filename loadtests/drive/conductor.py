@@ -1,9 +1,9 @@
 """The master's side of a run: plans the cells, has the workers play them, keeps the records."""
 
-import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import gevent
@@ -126,6 +126,7 @@ def _ended_by(step: Callable[[], None]) -> Ending | None:
     except RunEndedError as ended:
         return ended.ending
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
+        with suppress(OSError):  # the log may be on the disk that is full
+            traceback.print_exc()
         return Ending(reason=EndReason.FAILED, detail=f"{type(error).__name__}: {error}")
     return None

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import gevent
@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
             ending = _run(files, options, clean_up)
         except Exception as error:
             if not isinstance(error, ConfigError):  # whose text says it all
-                traceback.print_exc()
+                with suppress(OSError):  # the log may be on the disk that is full
+                    traceback.print_exc()
             ending = Ending(reason=EndReason.FAILED, detail=f"{type(error).__name__}: {error}")
         files.write_ending(ending)
     return EXIT_STATUS.get(ending.reason, STOPPED)
@@ -101,7 +102,9 @@ def _run(files: RunFiles, options: argparse.Namespace, clean_up: ExitStack) -> E
         master = f"{named}:{runner.server.port}"
         clean_up.callback(workers.leave)
         clean_up.callback(runner.quit)
+    # at once: Locust throws away what workers say before somebody listens
     crew = Crew(environment.runner, n_workers, workers, master)
+    workers.start()
     _end_on_signals(crew)
     if options.web_port is not None:
         web.show(environment, options.web_port, lambda why: crew.end(EndReason.INTERRUPTED, why))

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 import traceback
+from contextlib import suppress
 
 import gevent
 import msgspec
@@ -127,7 +128,8 @@ class Player:
 
     def _in_trouble(self, error: Exception) -> None:
         if not isinstance(error, ConfigError):  # whose text says it all
-            traceback.print_exception(error)
+            with suppress(OSError):  # the log may be on a disk that is full
+                traceback.print_exception(error)
         self._tell(say.Trouble(f"{type(error).__name__}: {error}"))
 
     def _tell(self, message: say.ToMaster) -> None:

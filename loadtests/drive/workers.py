@@ -15,18 +15,22 @@ class LocalWorkers:
     """`n` processes that serve the master at `address` (HOST:PORT), with its API key."""
 
     def __init__(self, n: int, address: str, api_key_env: str | None = None) -> None:
-        command = [sys.executable, "-m", "loadtests.drive.worker", "--master", address]
-        command += [] if api_key_env is None else ["--api-key-env", api_key_env]
-        self._processes = [
-            subprocess.Popen(
-                command,
+        self._command = [sys.executable, "-m", "loadtests.drive.worker", "--master", address]
+        self._command += [] if api_key_env is None else ["--api-key-env", api_key_env]
+        self._n = n
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start them."""
+        for _ in range(self._n):
+            process = subprocess.Popen(
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # our stdout carries progress
                 start_new_session=True,  # Ctrl-C is for us, who tell them to stop
                 preexec_fn=partial(never_outlive, os.getpid()),
             )
-            for _ in range(n)
-        ]
+            self._processes.append(process)
 
     def ended(self) -> dict[int, int]:
         """Exit status by process id of those that are over."""

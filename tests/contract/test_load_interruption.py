@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -225,6 +226,26 @@ def test_users_of_a_closed_loop_do_not_storm_a_server_that_is_gone(tmp_path):
     run.play()
     assert run.ending.reason is EndReason.SERVER_GONE
     assert 50 <= len(run.records) <= 250
+
+
+def test_a_full_disk_ends_the_run_and_lets_the_workers_go(long_run):
+    def fill_up() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # for each file, the log as well
+
+    master = f"127.0.0.1:{free_port()}"
+    worker = subprocess.Popen([sys.executable, "-m", "loadtests.drive.worker", "--master", master])
+    words = ("--processes", "1", "--remote-workers", "1", "--listen", master)
+    try:
+        with long_run.started(*words, preexec_fn=fill_up) as process:
+            assert process.wait(END_S) == 1
+        assert worker.wait(5) == 0  # it was told to leave
+    finally:
+        worker.kill()
+        worker.wait()
+    assert long_run.ending.reason is EndReason.FAILED
+    assert "File too large" in long_run.ending.detail
+    assert long_run.files.records.stat().st_size == 2000
+    assert 4 <= len(long_run.records) <= 10  # the whole lines
 
 
 def test_an_error_of_ours_fails_the_run_with_its_text(long_run):
