@@ -270,6 +270,24 @@ def test_workers_too_many_before_the_start_are_sent_away_and_take_no_load(fake_s
     assert {record.worker for record in run.records} == {0}
 
 
+def test_a_player_obeys_without_a_locust_user():
+    """Which of its workers get one is Locust's to say. In a process of its own: Locust patches."""
+    code = """
+import gevent, msgspec
+from locust.env import Environment
+from loadtests.drive import messages as say
+from loadtests.drive.player import Player
+
+runner = Environment().create_local_runner()
+runner.register_message(say.TO_MASTER, lambda environment, msg, **_: print(msg.data))
+Player(runner.environment)
+runner.send_message(say.TO_WORKER, msgspec.msgpack.encode(say.Join("http://x", True)))
+gevent.sleep(0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert "Trouble" in done.stdout and "need an API key" in done.stdout, done.stderr
+
+
 def test_a_worker_elsewhere_sends_the_key_that_it_was_started_with_and_no_other(tmp_path):
     seen = _Listener.seen = []
     environment = os.environ | {"MASTERS_NAME": "not for you", "OURS": "ours"}
