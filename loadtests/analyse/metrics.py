@@ -125,18 +125,17 @@ FORMULAS: Mapping[str, str] = {
     "little_gap": "|L - lambda W| / L: the pacer's own count of open requests over time, against "
     "the sum of t_end - t_send of the records; the highest of any cell",
     "comparison": "in each block the variant's statistic / the baseline's (repeats: geometric mean "
-    "first); ratio and 95 % interval by Student's t on the logarithms, p_value of ratio 1 by the "
-    "same t; p_sign_flip: share of all sign patterns of the logarithms whose mean is as far from "
-    "0; p_adjusted: Holm over all comparisons of a stage. Where a value is infinite: a sign test "
-    "of the blocks",
-    "change": "same: the interval lies within same_within; better or worse: adjusted p < 5 % and "
-    "the ratio beyond same_within; else inconclusive",
+    "first), of error_rate and attainment the difference; 95 % interval and p_value of no effect "
+    "by Student's t over the blocks, on logarithms of ratios; p_sign_flip: share of all sign "
+    "patterns of the blocks whose mean is as far from 0; p_adjusted: Holm over all comparisons of "
+    "a stage. Where a value is infinite: the sign test of the blocks",
+    "change": "same: the interval lies within same_within (shares: 1 point); better or worse: "
+    "adjusted p < 5 % and the effect beyond that; else inconclusive",
     "noise_floor": "median ratio (>= 1) of two cells of one variant in one block; needs repeats",
-    "share changes": "error rate and attainment of two runs: paired t on the blocks' shares, in "
-    "percentage points",
-    "saturation": "highest rate that holds below every rate that does not. A probe holds or not by "
-    "its slo_verdict; where max_repeats cells leave that open, by its point estimate. It is "
-    "invalid where it fails only by what the client sent late or not at all",
+    "saturation": "a rate passes or fails by the interval of attainment, widened (Bonferroni) for "
+    "the max_repeats looks it may get, and if those leave it open holds by its point estimate; "
+    "the highest rate that holds below the lowest that does not. It is invalid where it fails "
+    "only by what the client sent late or not at all, or the client was beyond its limits",
 }
 """Every number of a report and how it is made, in the order in which reports print them."""
 

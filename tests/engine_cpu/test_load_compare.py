@@ -5,7 +5,6 @@ report says what its records say.
 """
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from loadtests.report.result import read_run
 from tests.engine_cpu.conftest import CONFIG, MODEL
 from tests.fakes import recompute
 
@@ -72,20 +72,6 @@ def report(run) -> dict:
     return json.loads((run / "report.json").read_text())
 
 
-def close(found: object, expected: object, what: str) -> None:
-    if expected is None or (isinstance(expected, float) and math.isinf(expected)):
-        assert found is None, what  # JSON has no infinity
-    else:
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9), what
-
-
-def check_quantile(found: dict, expected: dict, what: str) -> None:
-    assert (found["p"], found["n"]) == (expected["p"], expected["n"]), what
-    for key in ("value", "low", "high"):
-        close(found[key], expected[key], f"{what} {key}")
-    assert (found["reason"] is not None) == (found["value"] is None), what
-
-
 def test_it_ran_whole_with_every_variant_at_every_level(run, report):
     rows = [(row["stage"], row["variant"]) for row in report["summaries"]]
     assert rows == [(stage, variant) for stage in STAGES for variant in VARIANTS]
@@ -109,38 +95,10 @@ def test_all_variants_of_a_block_got_the_same_requests(run):
         assert all(each == same[0] for each in same)
 
 
-def test_every_number_of_the_rows_comes_from_the_records(run, report):
-    slo = report["manifest"]["campaign"]["slo"]
-    cells = recompute.cells_of(run)
-    for row in report["summaries"]:
-        of_row = [
-            cell
-            for cell in cells
-            if (cell.plan["stage"], cell.plan["variant"]) == (row["stage"], row["variant"])
-        ]
-        what = f"{row['stage']} {row['variant']}"
-        expected = recompute.summary(of_row, slo)
-        for name in ("itl_ms", "icl_ms"):
-            for found in row["latencies"][name]["quantiles"]:
-                close(found["value"], expected[name][found["p"]], f"{what} {name}")
-        for name, latency in expected["latencies"].items():
-            found = row["latencies"][name]
-            close(found["mean"], latency["mean"], f"{what} {name} mean")
-            for q, again in zip(found["quantiles"], latency["quantiles"], strict=True):
-                check_quantile(q, again, f"{what} {name} P{q['p']}")
-            for q, again in zip(
-                found["with_failures"] or (), latency["with_failures"], strict=False
-            ):
-                check_quantile(q, again, f"{what} {name} with failures P{q['p']}")
-        for name in ("input_tokens", "output_tokens"):
-            close(row[name]["value"], float(expected[name]), f"{what} {name}")
-        for key, value in expected["attainment"].items():
-            close(row["attainment"][key], value, f"{what} attainment {key}")
-        scalars = expected.keys() - {
-            *("latencies", "itl_ms", "icl_ms", "attainment", "input_tokens", "output_tokens")
-        }
-        for key in scalars:
-            assert row[key] == pytest.approx(expected[key], rel=1e-6, abs=1e-9), f"{what} {key}"
+def test_every_number_comes_from_the_records(run, report):
+    expected = recompute.report(run, read_run(run).campaign.model_dump(mode="json"))
+    assert recompute.differences(report, expected) == []
+    assert len(report["comparisons"]) >= len(STAGES) * (len(VARIANTS) - 1) * 7
 
 
 def test_every_bootstrap_interval_holds_its_percentile(report):
@@ -152,33 +110,6 @@ def test_every_bootstrap_interval_holds_its_percentile(report):
                     assert q["bootstrap_low"] <= q["value"] <= q["bootstrap_high"]
                     seen += 1
     assert seen >= 3 * len(report["summaries"])  # P50 of TTFT, E2E and TPOT
-
-
-def test_every_comparison_comes_from_the_blocks(run, report):
-    cells = recompute.cells_of(run)
-    by_stage: dict = {}
-    for found in report["comparisons"]:
-        of_stage = {
-            variant: [
-                cell
-                for cell in cells
-                if (cell.plan["stage"], cell.plan["variant"]) == (found["stage"], variant)
-            ]
-            for variant in VARIANTS
-        }
-        name, p = found["metric"], found["p"]
-        if found["ratio"] is None:
-            assert "need" in found["reason"]
-            continue
-        expected = recompute.comparison(of_stage, VARIANTS[0], found["variant"], name, p)
-        for key, value in expected.items():
-            close(found[key], value, f"{found['stage']} {found['variant']} {name} {p} {key}")
-        by_stage.setdefault(found["stage"], []).append(found)
-    assert by_stage.keys() == set(STAGES)
-    for of_stage in by_stage.values():
-        adjusted = recompute.holm([found["p_value"] for found in of_stage])
-        for found, value in zip(of_stage, adjusted, strict=True):
-            close(found["p_adjusted"], value, "Holm")
 
 
 def test_the_same_records_give_the_same_report(run, report, tmp_path):

@@ -9,7 +9,6 @@ from scipy import stats as scipy_stats
 from loadtests.analyse import distributions
 from loadtests.analyse.bootstrap import block_length, intervals_of_cells, percentile_intervals
 from loadtests.analyse.stats import (
-    MIN_CELLS,
     MIN_SAMPLES,
     PERCENTILES,
     Quantile,
@@ -189,7 +188,7 @@ def test_the_design_effect_is_that_of_scipys_analysis_of_variance():
 
 def test_too_few_cells_say_nothing_of_their_differences_and_equal_ones_say_there_are_none():
     cells, _ = blocks(np.random.default_rng(7), 0.3)
-    assert design_effect(cells[: MIN_CELLS - 1]) == 1.0 < 2 < design_effect(cells[:MIN_CELLS])
+    assert design_effect(cells[:4]) == 1.0 < 2 < design_effect(cells[:5])
     assert design_effect([*cells[:3], [], [], []]) == 1.0  # no samples, no cell
     assert design_effect([[True, True, False]] * 6) == 1.0
     assert design_effect([[0.5]] * 3 + [[0.7]] * 3) == 1.0  # single samples: nothing within
