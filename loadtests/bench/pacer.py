@@ -1,4 +1,4 @@
-"""Whether one core sends a load on time, or says that it could not."""
+"""Whether one core sends a load of Poisson arrivals on time, or says that it could not."""
 
 import os
 import sys
