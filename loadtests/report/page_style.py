@@ -67,7 +67,7 @@ th, td {{ padding: 0.3rem 0.48rem; text-align: right; border-bottom: 1px solid v
 thead th {{ vertical-align: bottom; border-bottom: 2px solid var(--muted); white-space: normal; }}
 th.name, th.long, td.long {{ text-align: left; }}
 tbody th {{ font-weight: 600; white-space: normal; min-width: 5.5rem; }}
-td.long {{ white-space: normal; min-width: 16rem; max-width: 34rem; }}
+td.long {{ white-space: normal; min-width: 13rem; max-width: 34rem; }}
 tbody tr:hover {{ background: var(--panel); }}
 td.better, td.pass {{ color: var(--good); background: var(--good-bg); }}
 td.worse, td.fail {{ color: var(--bad); background: var(--bad-bg); }}

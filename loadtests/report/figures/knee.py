@@ -59,10 +59,10 @@ def draw_knee(result: CampaignResult) -> Picture | None:
     return Picture(
         name="knee",
         title="Saturation",
-        caption="Bars are 95 % intervals of the share. Filled marks passed: their bar lies above "
-        "the limit. Hollow ones did not: their bar lies below the limit or crosses it. Where it "
-        "still crosses it after all repeats, the bracket goes by the mark. An arrow: no rate was "
-        "found for that end of the bracket.",
+        caption="Bars are intervals of the share, 95 % for all repeats together. Filled "
+        "marks passed: their bar lies above the limit. Hollow ones did not: their bar lies below "
+        "the limit or crosses it. Where it still crosses it after all repeats, the bracket goes "
+        "by the mark. An arrow: no rate was found for that end of the bracket.",
         alt="Share of requests within the SLO against the offered rate per variant, and the "
         "bracket of the highest rate that passes; the numbers are in the table of saturation.",
         figure=figure,
