@@ -7,6 +7,7 @@ import pytest
 from loadtests.analyse.nouns import Change, Comparison, Saturation, Share, Verdict
 from loadtests.analyse.stats import Quantile
 from loadtests.report import rows
+from loadtests.report.tables import comparison_table
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,24 @@ def test_ratios_and_the_names_of_metrics():
     assert rows.metric_name(comparison(metric="output_tokens_per_s", p=None)) == "tok/s"
     assert rows.metric_name(comparison(metric="new_thing", p=None)) == "new_thing"
     assert rows.points_with_interval(0.004, -0.001, None) == "+0.4 [-0.1, …] pp"
+    share = comparison(
+        metric="error_rate", p=None, ratio=None, difference=0.04, low=0.03, high=0.05
+    )
+    assert (rows.ratio(share), rows.short_ratio(share)) == ("+4 [+3, +5] pp", "+4 pp")
+    assert (rows.metric_name(share), share.effect) == ("failed", 0.04)
+    assert rows.value_of("error_rate", 0.04) == "4%" and rows.value_of("tpot_ms", 4.0) == "4.00"
+
+
+def test_the_table_of_comparisons_tells_points_from_ratios_and_where_p99_is_not():
+    share = comparison(
+        metric="attainment", p=None, ratio=None, difference=-0.04, low=-0.05, high=-0.03,
+        values=(0.98, 0.94), change=Change.WORSE,
+    )  # fmt: skip
+    table = comparison_table([comparison(), share, comparison(stage="t", p=0.95)])
+    shown = [cell.text for cell in table.rows[1]]
+    assert shown[2:7] == ["in SLO", "98%", "94%", "-4 [-5, -3] pp", "▼ worse"]
+    assert table.caption.endswith("; no P99 at t: it needs 100 requests in every cell")
+    assert comparison_table([comparison()]).caption.endswith("paired by block")
 
 
 @pytest.mark.parametrize(
