@@ -23,7 +23,7 @@ class Slo(Strict):
         if value == 1.0:
             raise ValueError(
                 "need less than 1, have 1.0: the lower end of the interval stays below 1 however "
-                "many requests pass, so nothing could meet it; with n requests about 1 - 4 / n can be"
+                "many requests pass, so nothing could meet it; n requests can about 1 - 4 / n"
             )
         return value
 

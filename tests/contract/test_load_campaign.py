@@ -21,7 +21,7 @@ from loadtests.analyse.nouns import Verdict
 from loadtests.campaign import parse_campaign
 from loadtests.observe.pages import RAY_FOLDER
 from loadtests.records.manifest import Ending, EndReason, RunFiles
-from loadtests.run import LoadOptions, run_campaign
+from loadtests.run import STOP_GRACE_S, LoadOptions, run_campaign
 from serve_app.domain.errors import ConfigError, UnknownModelError
 from tests.fakes.load_run import (
     SIGINT_HEARD,
@@ -228,6 +228,9 @@ def test_a_second_signal_ends_a_load_process_that_hangs_and_costs_no_report(fake
         time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
+        hurried_s = time.monotonic()
+        run.wait_for(lambda: not is_running(master), "the end of the load process")
+        assert time.monotonic() - hurried_s < STOP_GRACE_S / 2
         check_partial(process, run)
         assert run.ending.detail.startswith("SIGINT: the load process ended with status -9")
         check_gone(run, children)

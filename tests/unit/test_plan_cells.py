@@ -92,9 +92,8 @@ def test_a_blocks_requests_are_made_once():
 
 
 def test_a_search_can_plan_stages_of_its_own():
-    made = campaign(
-        stages=[], search={"duration_s": 4, "low_per_s": 1, "high_per_s": 9}, slo={"ttft_ms": 9}
-    )
+    search = {"duration_s": 4, "low_per_s": 1, "high_per_s": 9}
+    made = campaign(stages=[], search=search, slo={"ttft_ms": 9}, blocks=1, repeats=1)
     stage = campaign().stages[1]
     faster = stage.model_copy(update={"rate_per_s": 9.0})
     planner = Planner(made, 50)
