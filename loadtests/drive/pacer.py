@@ -3,9 +3,9 @@
 Locust's own users wait for their answer before they send again, so a server that stands still
 is asked less and looks better (coordinated omission). Here arrivals come from the plan alone.
 Reading a finished stream takes as long as receiving dozens of tokens, so it waits until neither
-an arrival nor a token is due. `make bench-load` measures it, on one core with a server on the other.
-300 requests/s of 64 tokens: evenly spaced, the machine quiet, lag P50 0.11 ms, P99 0.18 ms, max
-3.0 ms, 29 % of the core; Poisson, at a load average of 6 by others, P50 0.13 ms, P99 4.2 ms, 32 %.
+an arrival nor a token is due. `make bench-load` measures, a core here and one for the server, 300
+requests/s of 64 tokens: evenly spaced on a quiet machine, lag P50 0.11 ms, P99 0.18 ms, max 3.0
+ms, 29 % of the core; Poisson, at a load average of 6 by others, P50 0.13 ms, P99 4.2 ms, 32 %.
 """
 
 import gc
