@@ -14,7 +14,7 @@ from loadtests.analyse.attainment import judge, share_of
 from loadtests.analyse.distributions import CONFIDENCE, clopper_pearson
 from loadtests.analyse.metrics import meets_as_served
 from loadtests.analyse.nouns import Probe, Saturation, Share, Verdict
-from loadtests.analyse.validity import client_cpu_share, little_gap
+from loadtests.analyse.validity import client_cpu_share, little_gap, of_other_length
 from loadtests.analyse.whole import WholeCell
 from loadtests.campaign import Campaign, Search, Slo, ValidityLimits
 from loadtests.records.record import ErrorClass
@@ -199,13 +199,17 @@ def find_saturation(campaign: Campaign, cells: Sequence[WholeCell]) -> tuple[Sat
     evidence: dict[str, dict[float, list[Evidence]]] = {}
     for cell in cells:
         if cell.plan.rate_per_s is not None:
-            of_variant = evidence.setdefault(cell.plan.variant, {})
-            of_rate = of_variant.setdefault(rounded(cell.plan.rate_per_s), [])
+            of_rates = evidence.setdefault(cell.plan.variant, {})
+            of_rate = of_rates.setdefault(rounded(cell.plan.rate_per_s), [])
             of_rate.append(evidence_of(slo, campaign.validity, cell))
     found = []
     for name in campaign.variant_names():
         probes = probes_of(search, evidence.get(name, {}), slo.attainment)
-        found.append(saturation_of(name, search, probes, slo.attainment))
+        one = saturation_of(name, search, probes, slo.attainment)
+        of_variant = [cell for cell in cells if cell.plan.variant == name]
+        for reason in of_other_length(campaign, of_variant):
+            one = msgspec.structs.replace(one, verdict=Verdict.INVALID, reason=reason)
+        found.append(one)
     return tuple(found)
 
 

@@ -56,14 +56,7 @@ def invalid_reasons(
         yield f"none of {summary.n_planned} requests succeeded"
     if not server_fails:
         yield from _sent_too_few(campaign, summary)
-    if campaign.workload.forced_length:
-        ok = [r for cell in cells for r in cell.measured if r.error is None]
-        n_other = sum(r.output_tokens != r.max_tokens for r in ok)
-        if n_other:
-            yield (
-                f"{n_other} of {len(ok)} answers are not of the forced length: the engine "
-                "ignores ignore_eos and min_tokens, or streams were cut"
-            )
+    yield from of_other_length(campaign, cells)
     lag = highest_known(summary.latencies["lag_ms"])
     if lag is not None and lag.value is not None:
         text = f"lag P{lag.p * 100:g} {lag.value:.1f} ms"
@@ -80,6 +73,19 @@ def invalid_reasons(
     clock_ms = max(run.clock_error_ns for cell in cells for run in cell.runs) / NS_PER_MS
     if clock_ms > limits.clock_error_ms:
         yield f"a worker's clock is known to {clock_ms:.1f} ms > {limits.clock_error_ms:g} ms"
+
+
+def of_other_length(campaign: Campaign, cells: Sequence[WholeCell]) -> Iterator[str]:
+    """That answers are longer or shorter than forced: not the work that was asked for."""
+    if not campaign.workload.forced_length:
+        return
+    ok = [r for cell in cells for r in cell.measured if r.error is None]
+    n_other = sum(r.output_tokens != r.max_tokens for r in ok)
+    if n_other:
+        yield (
+            f"{n_other} of {len(ok)} answers are not of the forced length: the engine "
+            "ignores ignore_eos and min_tokens, or streams were cut"
+        )
 
 
 def _sent_too_few(campaign: Campaign, summary: VariantSummary) -> Iterator[str]:

@@ -62,7 +62,7 @@ def capacity(service_per_s, slo_ms):
     return service_per_s - math.log(1 / (1 - TARGET)) / (slo_ms / 1000)
 
 
-def serve(cell, service_per_s, rng):
+def serve(cell, service_per_s, rng, n_tokens=1):
     """Records of a cell at a single server, the last one over first."""
     done = queue([r.offset_ns for r in cell.requests], service_per_s, rng)
     return [
@@ -77,6 +77,7 @@ def serve(cell, service_per_s, rng):
             t_last_ns=end,
             t_end_ns=end,
             event_us=(0,),
+            max_tokens=n_tokens,
             output_tokens=1,
         )
         for i, (r, end) in enumerate(zip(cell.requests, done, strict=True))
@@ -101,6 +102,16 @@ def found_in(campaign, ran):
         for cell, records in ran
     ]
     return find_saturation(campaign, cells)
+
+
+def test_answers_shorter_than_forced_say_nothing_of_capacity():
+    campaign = campaign_for(high_per_s=32)
+    ran, _ = run_search(campaign, {"a": 20})
+    short = [(cell, serve(cell, 20, random.Random(1), n_tokens=2)) for cell, _ in ran]
+    assert [each.verdict for each in found_in(campaign, ran)] != [Verdict.INVALID]
+    (found,) = found_in(campaign, short)
+    assert found.verdict is Verdict.INVALID
+    assert "not of the forced length" in found.reason
 
 
 def test_the_bracket_holds_the_true_capacity_in_most_runs():
