@@ -51,8 +51,11 @@ def loadtest(
     ends the load and leaves a partial report; a second one also drops what is in flight.
 
     Examples:
+
     quantile loadtest configs/campaigns/smoke.yaml
+
     quantile loadtest configs/campaigns/compare.yaml --url http://10.0.0.5:8000 --out reports/monday
+
     quantile loadtest configs/campaigns/saturation.yaml --variant awq --variant bf16
     """
     from loadtests.run import LoadOptions, run_campaign

@@ -9,14 +9,11 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Self
 
 import msgspec
 from rich.console import Console
@@ -47,10 +44,9 @@ from loadtests.report.live import LiveView
 from loadtests.report.result import CampaignResult
 from loadtests.report.write import write_report
 from loadtests.source import plan_cells
+from loadtests.stop import STOP_GRACE_S, Stop
 from serve_app.domain.errors import ConfigError
 
-STOP_GRACE_S = 20.0
-"""Time for the load processes to record what is in flight and to leave."""
 LOG_LINES = 5
 WRONG_INPUT = f"{ConfigError.__name__}: "
 """How the load process begins an ending that is the caller's to mend."""
@@ -143,7 +139,7 @@ def run_campaign(
         variants=variants,
         columns={title: dict(cells) for title, cells in (columns or {}).items()},
     )
-    with _Stop() as stop:
+    with Stop() as stop:
         files.write_manifest(manifest)
         _load(files, resolved, options, console, stop)
         return write_report(out_dir)
@@ -168,59 +164,8 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(f"--out: need a folder that can be written to, have {folder}")
 
 
-class _Stop:
-    """Ctrl-C, SIGTERM and SIGHUP while a run is on: the first ends the load, the second does so at
-    once, and neither costs the report. From the third on they do what they did before.
-
-    A signal that is ignored, as under nohup, or ends this process by itself is left alone.
-    """
-
-    def __init__(self) -> None:
-        self.heard: list[signal.Signals] = []
-        self._process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, Callable[[int, FrameType | None], object]] = {}
-        self._too_long: threading.Timer | None = None
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before = signal.getsignal(number)
-            if callable(before):
-                self._before[number] = before
-                signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        if self._too_long is not None:
-            self._too_long.cancel()
-
-    def ends(self, process: "subprocess.Popen[bytes]") -> None:
-        """Let it be `process` that is ended, now if a signal was there before it."""
-        self._process = process
-        if self.heard:
-            self._end(process)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        """No output here: it may have been another output that was interrupted."""
-        self.heard.append(signal.Signals(number))
-        if len(self.heard) > 2:
-            self._before[number](number, frame)
-        elif self._process is not None:
-            self._end(self._process)
-
-    def _end(self, process: "subprocess.Popen[bytes]") -> None:
-        if len(self.heard) > 1:
-            process.kill()
-            return
-        process.terminate()
-        self._too_long = threading.Timer(STOP_GRACE_S, process.kill)
-        self._too_long.daemon = True
-        self._too_long.start()
-
-
 def _load(
-    files: RunFiles, campaign: Campaign, options: LoadOptions, console: Console, stop: _Stop
+    files: RunFiles, campaign: Campaign, options: LoadOptions, console: Console, stop: Stop
 ) -> None:
     """Send the load; `ending.json` says how it ended. Raises ConfigError if it could not begin."""
     epoch_ns = time.monotonic_ns()
@@ -251,7 +196,7 @@ def _load(
         raise ConfigError(f"{ending.detail.removeprefix(WRONG_INPUT)} (nothing was sent)")
 
 
-def _show(lines: Iterable[bytes], console: Console, stop: _Stop) -> None:
+def _show(lines: Iterable[bytes], console: Console, stop: Stop) -> None:
     decoder = msgspec.json.Decoder(Progress)
     is_told = False
     with LiveView(console) as view:

@@ -29,12 +29,12 @@ LOAD_LAYERS = (
     {"analyse"},
     {"drive", "report"},
     {"observe", "bench", "locustfile"},
-    {"run", "relay_bench"},
+    {"run", "stop", "relay_bench"},
     {"cli"},
 )
 """The same for the packages of loadtests."""
 
-LOAD_PURE = {"campaign", "plan", "records", "source", "analyse", "observe", "run", "cli"}
+LOAD_PURE = {"campaign", "plan", "records", "source", "analyse", "observe", "run", "stop", "cli"}
 
 REFERENCE_DATA = {"corpus", "facts", "locate", "logprobs", "stories"}
 """Modules of serve_app.reference that the serving side and the load tests may use."""

@@ -21,7 +21,8 @@ from loadtests.analyse.nouns import Verdict
 from loadtests.campaign import parse_campaign
 from loadtests.observe.pages import RAY_FOLDER
 from loadtests.records.manifest import Ending, EndReason, RunFiles
-from loadtests.run import STOP_GRACE_S, LoadOptions, run_campaign
+from loadtests.run import LoadOptions, run_campaign
+from loadtests.stop import STOP_GRACE_S
 from serve_app.domain.errors import ConfigError, UnknownModelError
 from tests.fakes.load_run import (
     SIGINT_HEARD,
