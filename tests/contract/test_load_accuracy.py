@@ -71,7 +71,8 @@ def test_times_are_those_of_the_engine(tmp_path):
         all_answered(driven, 40, 20)
         records = sorted(driven.records, key=lambda record: record.t_send_ns)
         pairs = list(zip(records, sent, strict=True))
-        assert statistics.median(ttft_error_ms(*pair) for pair in pairs) < 2
+        off_ms = statistics.median(ttft_error_ms(*pair) for pair in pairs)
+        assert off_ms < 2
         spans = [(r.t_last_ns - r.t_first_ns, s.token_ns[-1] - s.token_ns[0]) for r, s in pairs]
         assert statistics.median(abs(mine - true) for mine, true in spans) < 2e6
         apart = [
@@ -81,7 +82,9 @@ def test_times_are_those_of_the_engine(tmp_path):
             if b - a > ZERO_GAP_US * 1000
         ]
         assert len(apart) > 500
-        assert sum(gap < ZERO_GAP_US for gap in apart) / len(apart) < 0.02
+        together = sum(gap < ZERO_GAP_US for gap in apart) / len(apart)
+        assert together < 0.02
+        print(f"|TTFT - truth| P50 {off_ms:.2f} ms; received together: {together:.2%} of gaps")
 
     in_a_quiet_moment(attempt)
 
@@ -137,7 +140,9 @@ def test_a_freeze_of_3_s_shows_in_the_tail_and_stock_locust_hides_it(tmp_path):
     for p in (0.95, 0.99):
         assert nearest_rank(e2e_ms, p) == pytest.approx(nearest_rank(waits_ms(n), p), rel=0.05)
     assert nearest_rank(e2e_ms, 0.5) < 2 * E2E_MS
-    assert stock_p99_ms.result() * 5 < nearest_rank(e2e_ms, 0.99)
+    mine_ms, true_ms = nearest_rank(e2e_ms, 0.99), nearest_rank(waits_ms(n), 0.99)
+    print(f"P99 {mine_ms:.0f} ms, by arithmetic {true_ms:.0f}, Locust {stock_p99_ms.result():.0f}")
+    assert stock_p99_ms.result() * 5 < mine_ms
 
 
 def locust_p99_ms(base_url: str, duration_s: float, prefix: Path) -> float:

@@ -23,5 +23,6 @@ def test_vllm_bench_agrees_on_p50_ttft_and_tpot(tmp_path):
             n_requests=60,
             output_tokens=32,
         )
+    print(f"ours {ours}, vllm bench serve {theirs}")
     assert ours.ttft_ms == pytest.approx(theirs.ttft_ms, rel=0.1)
     assert ours.tpot_ms == pytest.approx(theirs.tpot_ms, rel=0.1)
