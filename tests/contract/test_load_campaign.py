@@ -25,8 +25,9 @@ from loadtests.run import LoadOptions, run_campaign
 from loadtests.stop import STOP_GRACE_S
 from serve_app.domain.errors import ConfigError, UnknownModelError
 from tests.fakes.load_run import (
-    SIGINT_HEARD,
+    SIGNALS_HEARD,
     LoadRun,
+    hear_signals,
     is_running,
     load_processes,
     raw_campaign,
@@ -170,7 +171,7 @@ def quantile_loadtest(base_url: str, folder, *words: str, **started: object):
     file, out = folder / "campaign.yaml", folder / "run"
     target = {"base_url": base_url, "model": "m"}
     file.write_text(yaml.safe_dump(raw_campaign(base_url, target=target, blocks=20)))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **SIGINT_HEARD}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **SIGNALS_HEARD}
     process = subprocess.Popen(
         [*QUANTILE, "loadtest", str(file), "--out", str(out), *words],
         start_new_session=True,
@@ -295,7 +296,7 @@ def test_a_closed_terminal_leaves_a_report(fake_server, tmp_path):
         os.close(ours)
 
     def sit_down() -> None:
-        SIGINT_HEARD["preexec_fn"]()
+        hear_signals()
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
     with quantile_loadtest(

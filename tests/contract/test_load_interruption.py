@@ -14,7 +14,7 @@ import pytest
 from loadtests.records.manifest import EndReason
 from loadtests.records.record import RequestRecord
 from tests.fakes.load_run import (
-    SIGINT_HEARD,
+    SIGNALS_HEARD,
     LoadRun,
     free_port,
     is_running,
@@ -67,7 +67,7 @@ def check_all_gone(pids: list[int]) -> None:
     [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 1)],
 )
 def test_a_signal_ends_the_run_and_keeps_what_is_in_flight(long_run, number, processes):
-    with long_run.started("--processes", str(processes), **SIGINT_HEARD) as process:
+    with long_run.started("--processes", str(processes), **SIGNALS_HEARD) as process:
         long_run.wait_for_records()
         workers = load_processes(process.pid)
         assert len(workers) == (processes if processes > 1 else 0)
@@ -86,7 +86,7 @@ def test_a_signal_ends_the_run_and_keeps_what_is_in_flight(long_run, number, pro
 
 def test_ctrl_c_while_workers_are_awaited_ends_the_run(long_run):
     words = ("--processes", "0", "--remote-workers", "1", "--listen", f"127.0.0.1:{free_port()}")
-    with long_run.started(*words, **SIGINT_HEARD) as process:
+    with long_run.started(*words, **SIGNALS_HEARD) as process:
         time.sleep(2.0)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(END_S) == 3

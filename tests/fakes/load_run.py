@@ -159,5 +159,12 @@ def _stat(folder: Path) -> list[str]:
         return []
 
 
-SIGINT_HEARD = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-"""A shell that runs the tests in the background has them ignore Ctrl-C."""
+def hear_signals() -> None:
+    """For a child before exec: a shell that runs the tests in the background has them ignore
+    Ctrl-C, and nohup has them ignore a terminal that closes.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+SIGNALS_HEARD = {"preexec_fn": hear_signals}
