@@ -154,7 +154,7 @@ def locust_p99_ms(base_url: str, duration_s: float, prefix: Path) -> float:
     with Path(f"{prefix}_stats.csv").open() as file:
         (total,) = [row for row in csv.DictReader(file) if row["Name"] == "Aggregated"]
     assert int(total["Failure Count"]) == 0
-    assert int(total["Request Count"]) >= 200
+    assert int(total["Request Count"]) >= 120  # it asks less while the server, or it, is slow
     assert float(total["Max Response Time"]) > 2000  # it was there when the server stood still
     return float(total["99%"])
 
