@@ -3,7 +3,7 @@
 vLLM's CPU worker reports no figure of its own (`model_memory_usage` is CUDA's), so the loaded model
 is counted. Against CUDA it differs in three known ways, which the counts keep apart: linear weights
 may be packed by oneDNN in place of their parameter, embedding and head beside it, and int8 layers
-have an extra correction per channel (`azp_adj`).
+have an extra correction per channel (`azp_adj`, or at the end of the weight where there is AMX).
 """
 
 import json
