@@ -150,7 +150,7 @@ def _plan(campaign: Campaign) -> tuple[int | None, tuple[str, ...]]:
     prompts = load_prompts(campaign.workload.prompts)
     planner, search = Planner(campaign, len(prompts)), campaign.search
     if search is None:
-        return plan_cells(campaign, prompts).n_cells, planner.notes()
+        return plan_cells(planner).n_cells, planner.notes()
     planner.requests(stage_of(search, search.low_per_s), 0)  # no other rate has fewer requests
     return None, planner.notes()
 

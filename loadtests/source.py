@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from loadtests.campaign import Campaign
 from loadtests.plan.cells import Planner
 from loadtests.plan.request import Cell
 from loadtests.plan.seeds import stream_of
@@ -60,13 +59,12 @@ class StageCells:
         )
 
 
-def plan_cells(campaign: Campaign, prompts: Sequence[str]) -> StageCells:
+def plan_cells(planner: Planner) -> StageCells:
     """The cells of a campaign with stages.
 
     Every stage is planned once here, so that a campaign which cannot be planned raises its
     ConfigError before anything is sent.
     """
-    planner = Planner(campaign, len(prompts))
-    for stage in campaign.stages:
+    for stage in planner.campaign.stages:
         planner.requests(stage, 0)
     return StageCells(planner)

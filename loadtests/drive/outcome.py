@@ -1,8 +1,7 @@
 """From an exchange to a record: what came back, and whether it counts as an answer."""
 
 from dataclasses import dataclass
-
-import msgspec
+from typing import Any
 
 from loadtests.drive.client import Exchange
 from loadtests.drive.sse import StreamReading, read_stream
@@ -37,17 +36,9 @@ class Arrival:
         reading = read_stream(exchange.pieces) if is_stream else StreamReading()
         error, detail = failure(exchange, reading, self.variant)
         times = reading.token_ns
-        return RequestRecord(
-            cell=self.cell,
-            index=self.index,
-            worker=self.worker,
-            phase=self.phase,
-            variant=self.variant,
-            kind=self.kind,
-            session=self.session,
+        return self._made(
             served_variant=exchange.headers.get("x-variant"),
             route_reason=exchange.headers.get("x-route-reason"),
-            t_sched_ns=self.t_sched_ns,
             t_send_ns=exchange.t_send_ns - start_ns,
             t_first_ns=times[0] - start_ns if times else None,
             t_last_ns=times[-1] - start_ns if times else None,
@@ -57,23 +48,26 @@ class Arrival:
             error=error,
             detail=detail[:_DETAIL_CHARS] if detail else None,
             finish_reason=reading.finish_reason,
-            max_tokens=self.max_tokens,
-            planned_input_tokens=self.planned_input_tokens,
             prompt_tokens=reading.prompt_tokens,
             output_tokens=reading.output_tokens,
         )
 
     def unreadable(self, exchange: Exchange, start_ns: int, why: Exception) -> RequestRecord:
         """The record of an answer that `record` cannot read, because of `why`."""
-        t_send_ns, t_end_ns = exchange.t_send_ns - start_ns, exchange.t_end_ns - start_ns
-        return msgspec.structs.replace(
-            self.unanswered(ErrorClass.MALFORMED, t_send_ns, t_end_ns),
+        return self._made(
+            t_send_ns=exchange.t_send_ns - start_ns,
+            t_end_ns=exchange.t_end_ns - start_ns,
             status=exchange.status,
+            error=ErrorClass.MALFORMED,
             detail=f"{type(why).__name__}: {why}"[:_DETAIL_CHARS],
         )
 
     def unanswered(self, error: ErrorClass, t_send_ns: int | None, t_end_ns: int) -> RequestRecord:
         """The record of a request that was never sent, or was given up; stamps as `t_sched_ns`."""
+        return self._made(t_send_ns=t_send_ns, t_end_ns=t_end_ns, error=error)
+
+    def _made(self, **found: Any) -> RequestRecord:
+        """What was planned, and what was `found`."""
         return RequestRecord(
             cell=self.cell,
             index=self.index,
@@ -83,11 +77,9 @@ class Arrival:
             kind=self.kind,
             session=self.session,
             t_sched_ns=self.t_sched_ns,
-            t_send_ns=t_send_ns,
-            t_end_ns=t_end_ns,
-            error=error,
             max_tokens=self.max_tokens,
             planned_input_tokens=self.planned_input_tokens,
+            **found,
         )
 
 

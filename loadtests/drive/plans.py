@@ -21,6 +21,5 @@ def plan_of(manifest: Manifest, campaign: Campaign) -> tuple[CellSource, Body]:
         messages = book.messages(request)
         return chat_body(campaign.workload, model, messages, request.max_tokens)
 
-    if campaign.search is None:
-        return plan_cells(campaign, prompts), body
-    return SearchCells(Planner(campaign, len(prompts))), body
+    planner = Planner(campaign, len(prompts))
+    return (plan_cells(planner) if campaign.search is None else SearchCells(planner)), body

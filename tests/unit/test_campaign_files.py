@@ -46,7 +46,9 @@ def test_every_stage_can_be_planned_and_supports_a_p99_and_its_slo(name):
         for request in measured[:20]:
             body = chat_body(made.workload, "m@v", book.messages(request), request.max_tokens)
             assert all(message["content"] for message in json.loads(body)["messages"])
-    assert plan_cells(made, prompts).n_cells == len(VARIANTS) * made.blocks * len(made.stages)
+    assert plan_cells(Planner(made, len(prompts))).n_cells == len(VARIANTS) * made.blocks * len(
+        made.stages
+    )
 
 
 def test_a_probe_of_the_search_supports_the_slo_even_at_the_lowest_rate():

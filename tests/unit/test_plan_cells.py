@@ -42,7 +42,7 @@ def campaign(**changes: object):
 
 
 def waves(made, n_prompts=50):
-    source = plan_cells(made, ["?"] * n_prompts)
+    source = plan_cells(Planner(made, n_prompts))
     found = []
     while wave := source.next_cells(()):
         found.append(wave)
@@ -156,9 +156,10 @@ def test_the_plan_follows_from_the_seed():
 SHOW = """
 import hashlib, json, sys
 from loadtests.campaign import parse_campaign
+from loadtests.plan.cells import Planner
 from loadtests.source import plan_cells
 made = parse_campaign(json.loads(sys.argv[1]), "test")
-source = plan_cells(made, [])
+source = plan_cells(Planner(made))
 text = ""
 while wave := source.next_cells(()):
     text += repr(wave)
@@ -247,13 +248,13 @@ def test_sessions_of_a_trace_are_kept(tmp_path):
 def test_a_campaign_that_cannot_be_planned_says_so_before_it_starts(trace):
     idle = {"name": "idle", "kind": "poisson", "rate_per_s": 0.1, "duration_s": 2}
     with pytest.raises(ConfigError, match=r"stage idle: need one or more requests .* have none"):
-        plan_cells(campaign(stages=[EVERY_DRAWN_KIND[0], idle]), ["?"])
+        plan_cells(Planner(campaign(stages=[EVERY_DRAWN_KIND[0], idle]), 1))
     quiet = trace | {"duration_s": 0.05, "start_s": 1.11}
     workload = {"prompts": {"kind": "trace"}}
     with pytest.raises(ConfigError, match="stage t: need one or more requests"):
-        plan_cells(campaign(stages=[quiet], workload=workload, warmup_s=0, cooldown_s=0), [])
+        plan_cells(Planner(campaign(stages=[quiet], workload=workload, warmup_s=0, cooldown_s=0)))
     with pytest.raises(ConfigError, match=r"stage t: need 11\.5 s .* have 10 s"):
-        plan_cells(campaign(stages=[trace | {"duration_s": 10}], workload=workload), [])
+        plan_cells(Planner(campaign(stages=[trace | {"duration_s": 10}], workload=workload)))
 
 
 def test_input_files_are_those_that_the_plan_is_made_from(trace):
