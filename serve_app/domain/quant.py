@@ -11,6 +11,8 @@ class QuantMethod(StrEnum):
     INT8_W8A8 = "int8_w8a8"
     GPTQ = "gptq"
     AWQ = "awq"
+    RTN = "rtn"
+    """Round to nearest: integer weights without calibration, INT8 weight-only among them."""
     FP8 = "fp8"
     GGUF = "gguf"
     SQUEEZELLM = "squeezellm"
@@ -19,7 +21,7 @@ class QuantMethod(StrEnum):
 
 def stored_alike(one: QuantMethod, other: QuantMethod) -> bool:
     """Whether compressed-tensors stores both alike, so that only a record tells which it was."""
-    return {one, other} <= {QuantMethod.GPTQ, QuantMethod.AWQ}
+    return {one, other} <= {QuantMethod.GPTQ, QuantMethod.AWQ, QuantMethod.RTN}
 
 
 NOMINAL_BITS = {
@@ -27,6 +29,7 @@ NOMINAL_BITS = {
     QuantMethod.INT8_W8A8: 8,
     QuantMethod.GPTQ: 4,
     QuantMethod.AWQ: 4,
+    QuantMethod.RTN: 4,
     QuantMethod.FP8: 8,
     QuantMethod.GGUF: 4,
     QuantMethod.SQUEEZELLM: 4,

@@ -1,22 +1,145 @@
 """What a variant is made of: storage format, the steps that make it, and how wrong it may be.
 
-Pure data. `serve_app.quantize.job` carries a recipe out; to add one, add a line to `RECIPES`.
+Read from `configs/quantize/<name>.yaml`, checked strictly. `serve_app.quantize.job` carries one out.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from serve_app.domain.errors import ConfigError
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from serve_app.config.schema import StrictModel, VariantName
 from serve_app.domain.quant import QuantMethod, QuantScheme
 
-Step = Literal["smoothquant", "awq", "gptq", "rtn"]
-"""smoothquant and awq rescale the weights; gptq and rtn (round to nearest) quantize them."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Container = Literal["compressed-tensors", "gptq", "awq"]
 
 
-@dataclass(frozen=True)
-class Tolerance:
+class Numbers(StrictModel):
+    """How one kind of tensor is stored, and which of its values share a scale."""
+
+    bits: Literal[2, 3, 4, 5, 6, 7, 8]
+    kind: Literal["int", "float"] = "int"
+    per: Literal["tensor", "channel", "group", "block", "token"]
+    """`channel` is an output channel, `group` `group_size` input channels of one, `block` 128x128
+    weights; `token` is for activations."""
+    group_size: PositiveInt | None = None
+    symmetric: bool = True
+    dynamic: bool = False
+    """Activations: scales computed from each input, not from the calibration."""
+
+    @model_validator(mode="after")
+    def _group_size_belongs_to_groups(self) -> Self:
+        if (self.per == "group") != (self.group_size is not None):
+            raise ValueError(f"`group_size` goes with `per: group`, have per: {self.per}")
+        return self
+
+
+class LayerRule(StrictModel):
+    """One precision, and the linear layers that have it."""
+
+    of: tuple[str, ...] = ("all",)
+    """`all`, `attention`, `feed-forward`, or `re:<regular expression of the module's name>`."""
+    weights: Numbers
+    activations: Numbers | None = None
+    """None leaves them in the engine's 16 bits."""
+
+
+class SmoothQuant(StrictModel):
+    """Moves the activations' outliers into the weights (Xiao et al., arXiv 2211.10438)."""
+
+    do: Literal["smoothquant"]
+    strength: Share = 0.5
+
+
+class Awq(StrictModel):
+    """Scales up the channels that activations make salient (Lin et al., arXiv 2306.00978)."""
+
+    do: Literal["awq"]
+    duo_scaling: bool | Literal["both"] = "both"
+
+
+class Gptq(StrictModel):
+    """Rounds column by column and lets the rest make up for it (arXiv 2210.17323)."""
+
+    do: Literal["gptq"]
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Added to the Hessian's diagonal, as a share of its mean."""
+    activation_order: Literal["none", "static", "group"] = "static"
+    """`static`: most active columns first, no cost when serving. `group`: g_idx in the checkpoint,
+    which vLLM 0.32 refuses."""
+    block_size: PositiveInt = 128
+
+
+class RoundToNearest(StrictModel):
+    """Rounds each weight to the nearest level: the yardstick that the others have to beat."""
+
+    do: Literal["rtn"]
+
+
+Step = Annotated[SmoothQuant | Awq | Gptq | RoundToNearest, Field(discriminator="do")]
+
+
+class Copy(StrictModel):
+    """The base checkpoint as it is."""
+
+    tool: Literal["copy"]
+
+
+class LlmCompressor(StrictModel):
+    """Steps of llm-compressor, in its own environment."""
+
+    tool: Literal["llm-compressor"]
+    layers: tuple[LayerRule, ...] = ()
+    """The first rule that names a layer decides; layers that none names stay as they are."""
+    keep: tuple[str, ...] = ("lm_head",)
+    """Modules left as they are, by name or `re:` expression, whatever `layers` says."""
+    steps: tuple[Step, ...] = Field(min_length=1)
+    kv_cache: Numbers | None = None
+    """Scales for a quantized KV cache, from the calibration."""
+    layout: Container = "compressed-tensors"
+    """`gptq` and `awq`: as AutoGPTQ and AutoAWQ write them."""
+
+    @model_validator(mode="after")
+    def _something_is_quantized(self) -> Self:
+        if not self.layers and self.kv_cache is None:
+            raise ValueError("name `layers` to quantize, or a `kv_cache`")
+        if self.layout != "compressed-tensors" and len(self.layers) != 1:
+            raise ValueError(f"layout {self.layout} has one precision for all layers")
+        return self
+
+
+class SqueezeLlm(StrictModel):
+    """Look-up tables by sensitivity-weighted k-means, outliers kept apart (arXiv 2306.07629)."""
+
+    tool: Literal["squeezellm"]
+    bits: Literal[3, 4]
+    sensitivity: Literal["fisher", "none"] = "fisher"
+    outlier_share: Share = 0.004
+    """Share of the weights, the largest ones, that is kept exact in a sparse matrix."""
+    sensitive_share: Share = 0.0005
+    """The same for the most sensitive ones."""
+
+
+class Gguf(StrictModel):
+    """A single GGUF file, as llama.cpp quantizes it."""
+
+    tool: Literal["gguf"]
+    type: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"]
+
+
+Make = Annotated[Copy | LlmCompressor | SqueezeLlm | Gguf, Field(discriminator="tool")]
+
+
+class Calibration(StrictModel):
+    """Text that activations are measured on: `samples` rows of exactly `length_tokens`."""
+
+    samples: NonNegativeInt = 96
+    length_tokens: PositiveInt = 128
+
+
+class Tolerance(StrictModel):
     """Largest mean |delta logprob| per token (nats) that passes, and the least share that agrees.
 
     `engine`: the engine against an fp32 forward pass of the same, dequantized weights: wrong
@@ -26,87 +149,78 @@ class Tolerance:
     what sets the numbers.
     """
 
-    engine: float
-    quantization: float
-    agreement: float
+    engine: Annotated[float, Field(gt=0)]
+    quantization: Annotated[float, Field(ge=0)]
+    agreement: Share
     reason: str
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to make one variant from the base checkpoint.
+class EngineChoice(StrictModel):
+    """The engine that runs the format as declared, and the activations' type that it needs."""
 
-    `engine_dtype` is the activation type that the engine must use to run the format as declared.
-    """
+    kind: Literal["vllm", "llamacpp"] = "vllm"
+    dtype: Literal["float16", "bfloat16"]
 
-    name: str
-    scheme: QuantScheme
-    steps: tuple[Step, ...]
-    engine_dtype: Literal["float16", "bfloat16"]
-    tolerance: Tolerance
-    calibration_samples: int = 96
-    calibration_length: int = 128
+
+class Recipe(StrictModel):
+    """How to make one variant of a base checkpoint."""
+
+    name: VariantName
+    """The file's name without `.yaml`; not in the file itself."""
+    summary: str
+    method: QuantMethod
+    make: Make
+    calibration: Calibration = Calibration()
+    engine: EngineChoice
+    gate: Tolerance
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """What `serve_app.store.inspect` finds in a checkpoint that this recipe made."""
+        match self.make:
+            case Copy():
+                return QuantScheme(self.method, bits=16)
+            case Gguf(type=name):
+                bits = 16 if name == "F16" else int(name[1])
+                return QuantScheme(self.method, bits=bits, container="gguf")
+            case SqueezeLlm(bits=bits):
+                return QuantScheme(self.method, bits=bits, container="squeezellm")
+            case LlmCompressor() as made:
+                return _scheme_of(self.method, made)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the weights depend on the calibration text."""
+        if isinstance(self.make, LlmCompressor):
+            static = self.make.kv_cache or any(
+                rule.activations and not rule.activations.dynamic for rule in self.make.layers
+            )
+            return bool(static) or any(step.do != "rtn" for step in self.make.steps)
+        return isinstance(self.make, SqueezeLlm)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what decides the weights: not the tolerance, not the engine's dtype."""
-        decides = asdict(self)
-        del decides["tolerance"], decides["engine_dtype"]
+        """SHA-256 (hex) of what decides the weights: not the gate, not the engine, not the name."""
+        decides = self.model_dump(mode="json", include={"method", "make", "calibration"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-_BF16_RUN = "the engine rounds activations to bf16 (3 significant digits) at every layer"
-_FP16_RUN = "fp16 activations: 8 times finer than bf16, which some CPUs would also run as W4A8"
-
-RECIPES: dict[str, Recipe] = {
-    "baseline": Recipe(
-        name="baseline",
-        scheme=QuantScheme(QuantMethod.UNQUANTIZED, bits=16),
-        steps=(),
-        engine_dtype="bfloat16",
-        tolerance=Tolerance(engine=0.01, quantization=0.0, agreement=0.98, reason=_BF16_RUN),
-    ),
-    "int8": Recipe(
-        name="int8",
-        scheme=QuantScheme(
-            QuantMethod.INT8_W8A8, bits=8, activation_bits=8, container="compressed-tensors"
-        ),
-        steps=("smoothquant", "gptq"),
-        engine_dtype="bfloat16",
-        tolerance=Tolerance(
-            engine=0.015,
-            quantization=0.03,
-            agreement=0.98,
-            reason=_BF16_RUN + ", which moves values across int8 steps of the activations",
-        ),
-    ),
-    "gptq": Recipe(
-        name="gptq",
-        scheme=QuantScheme(
-            QuantMethod.GPTQ, bits=4, group_size=128, container="compressed-tensors"
-        ),
-        steps=("gptq",),
-        engine_dtype="float16",
-        tolerance=Tolerance(engine=0.003, quantization=0.03, agreement=0.995, reason=_FP16_RUN),
-    ),
-    "awq": Recipe(
-        name="awq",
-        scheme=QuantScheme(
-            QuantMethod.AWQ,
-            bits=4,
-            group_size=128,
-            symmetric=False,
-            container="compressed-tensors",
-        ),
-        steps=("awq", "rtn"),
-        engine_dtype="float16",
-        tolerance=Tolerance(engine=0.003, quantization=0.05, agreement=0.995, reason=_FP16_RUN),
-    ),
-}
+def _scheme_of(method: QuantMethod, made: LlmCompressor) -> QuantScheme:
+    if not made.layers:
+        return QuantScheme(method, bits=16, container=made.layout)
+    kinds = {(r.weights.kind, r.weights.bits, _activation_bits(r)) for r in made.layers}
+    if len(kinds) > 1:
+        bits = max(rule.weights.bits for rule in made.layers)
+        return QuantScheme(QuantMethod.MIXED, bits=bits, container=made.layout)
+    first = made.layers[0]
+    return QuantScheme(
+        method,
+        bits=first.weights.bits,
+        activation_bits=_activation_bits(first),
+        group_size=first.weights.group_size,
+        symmetric=first.weights.symmetric,
+        container=made.layout,
+    )
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises `ConfigError` with the known names."""
-    try:
-        return RECIPES[name]
-    except KeyError:
-        raise ConfigError(f"unknown recipe {name!r}: need one of {', '.join(RECIPES)}") from None
+def _activation_bits(rule: LayerRule) -> int:
+    return rule.activations.bits if rule.activations else 16
