@@ -15,7 +15,7 @@ from serve_app.config.serve_file import check_serve_file
 from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.fleet.check import check_written
-from serve_app.fleet.export import fleet_json
+from serve_app.fleet.export import fleet_json, planned_numbers
 from serve_app.fleet.picture import draw_fleet
 from serve_app.fleet.plan import FleetPlan, plan_fleet
 from serve_app.fleet.read import FleetFile, read_fleet
@@ -152,14 +152,7 @@ def _compare(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
 
 
 def _write(console: Console, file: FleetFile, fleet: FleetPlan) -> None:
-    planned = {}
-    for each in fleet.variants:
-        chosen = fleet.chosen(each.name)
-        if chosen is not None:
-            planned[each.name] = {
-                "engine": chosen.engine_settings(),
-                "gpu": {"type": chosen.gpu.name, "fraction": chosen.fraction},
-            }
+    planned = planned_numbers(fleet)
     _rehearse(file.path, planned)
     changed = write_planned(file.path, planned)
     console.print(f"{file.path}: {'written' if changed else 'has these numbers already'}")

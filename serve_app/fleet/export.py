@@ -37,6 +37,19 @@ def fleet_json(fleet: FleetPlan) -> dict[str, Any]:
     }
 
 
+def planned_numbers(fleet: FleetPlan) -> dict[str, dict[str, dict[str, Any]]]:
+    """What `set_planned` takes: for each placed variant its engine's sizes and its share."""
+    chosen = {each.name: fleet.chosen(each.name) for each in fleet.variants}
+    return {
+        name: {
+            "engine": plan.engine_settings(),
+            "gpu": {"type": plan.gpu.name, "fraction": plan.fraction},
+        }
+        for name, plan in chosen.items()
+        if plan is not None
+    }
+
+
 def _variant(fleet: FleetPlan, each: VariantPlans) -> dict[str, Any]:
     plan = fleet.chosen(each.name)
     return {

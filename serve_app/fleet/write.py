@@ -31,7 +31,7 @@ def write_planned(path: Path, planned: Mapping[str, Planned]) -> bool:
         before = path.read_bytes().decode()
         after = set_planned(before, planned)
         if after != before:
-            _replace(path.resolve(), after.encode())
+            replace_file(path.resolve(), after.encode())
     except OSError as error:
         raise ConfigError(f"cannot put numbers into {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -39,7 +39,8 @@ def write_planned(path: Path, planned: Mapping[str, Planned]) -> bool:
     return after != before
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Put `content` in the place of a file that exists: readers see the old or the new one."""
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "wb") as file:

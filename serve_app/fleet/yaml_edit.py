@@ -46,7 +46,7 @@ def with_values(text: str, index: int, values: Mapping[str, Any]) -> str:
 
     Raises ConfigError for a form in which they cannot be set.
     """
-    applications = _find(yaml.compose(text, Loader=_Composer), "applications")
+    applications = find_node(compose(text), "applications")
     if not isinstance(applications, yaml.SequenceNode):
         raise ConfigError("`applications` is an alias: write the list out in its place")
     edits = sorted(_set(text, applications.value[index], values), key=lambda edit: edit.start)
@@ -54,6 +54,11 @@ def with_values(text: str, index: int, values: Mapping[str, Any]) -> str:
     for edit in reversed(edits):
         text = text[: edit.start] + edit.text + text[edit.end :]
     return text
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The text's nodes; an alias is a node of its own, with its place in the text."""
+    return yaml.compose(text, Loader=_Composer)
 
 
 def in_flow(values: Mapping[str, Any]) -> str:
@@ -65,7 +70,7 @@ def _set(text: str, node: yaml.Node, value: Any) -> Iterator[_Edit]:
     if not (isinstance(node, yaml.MappingNode) and isinstance(value, Mapping)):
         yield _replacement(text, node, _written(text, node, value))
         return
-    own = _own(node)
+    own = own_nodes(node)
     for name in value:
         if name in own:
             yield from _set(text, own[name], value[name])
@@ -74,22 +79,23 @@ def _set(text: str, node: yaml.Node, value: Any) -> Iterator[_Edit]:
         yield _insertion(text, node, _entries(text, node, added))
 
 
-def _own(mapping: yaml.MappingNode) -> dict[str, yaml.Node]:
+def own_nodes(mapping: yaml.MappingNode) -> dict[str, yaml.Node]:
+    """What stands in the mapping itself, by its key."""
     return {key.value: value for key, value in mapping.value if isinstance(key, yaml.ScalarNode)}
 
 
-def _find(node: yaml.Node | None, name: str) -> yaml.Node | None:
+def find_node(node: yaml.Node | None, name: str) -> yaml.Node | None:
     """What stands under `name`, be it merged from elsewhere."""
     if isinstance(node, _Alias):
         node = node.value
     if not isinstance(node, yaml.MappingNode):
         return None
-    own = _own(node)
+    own = own_nodes(node)
     if name in own:
         return own[name]
     merged = own.get("<<")
     sources = merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
-    return next((found for source in sources if (found := _find(source, name))), None)
+    return next((found for source in sources if (found := find_node(source, name))), None)
 
 
 def _written(text: str, shared: yaml.Node | None, value: Any) -> str:
@@ -103,7 +109,7 @@ def _written(text: str, shared: yaml.Node | None, value: Any) -> str:
 
 
 def _entries(text: str, shared: yaml.Node | None, values: Mapping[str, Any]) -> list[str]:
-    return [f"{name}: {_written(text, _find(shared, name), values[name])}" for name in values]
+    return [f"{name}: {_written(text, find_node(shared, name), values[name])}" for name in values]
 
 
 def _anchor(text: str, node: yaml.Node, values: Mapping[str, Any]) -> str:
@@ -137,7 +143,7 @@ def _insertion(text: str, mapping: yaml.MappingNode, entries: list[str]) -> _Edi
     if not mapping.value:
         place = mapping.end_mark.index - 1
         return _Edit(place, place, ", ".join(entries))
-    end = _end(text, mapping.value[-1][1])
+    end = end_of(text, mapping.value[-1][1])
     if mapping.flow_style:  # what follows may be a comma, which YAML lets stand before the brace
         return _Edit(end, end, "".join(f", {entry}" for entry in entries))
     line_end = _BREAK.search(text, end)
@@ -147,7 +153,7 @@ def _insertion(text: str, mapping: yaml.MappingNode, entries: list[str]) -> _Edi
     return _Edit(place, place, "".join(indented + entry for entry in entries))
 
 
-def _end(text: str, node: yaml.Node) -> int:
+def end_of(text: str, node: yaml.Node) -> int:
     """Where a node's text ends; a block's own mark lies after what follows it, as comments do."""
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
