@@ -79,10 +79,8 @@ def _indent_at(text: str, place: int) -> int:
 
 
 def _indent_of(block: str) -> int:
-    lines = [
-        line for line in block.split("\n") if line.strip() and not line.lstrip().startswith("#")
-    ]
-    return len(lines[0]) - len(lines[0].lstrip()) if lines else 0
+    first = re.search(r"^([ ]*)[^ #\n]", block, re.MULTILINE)
+    return len(first[1]) if first else 0
 
 
 def _shifted(line: str, by: int) -> str:
