@@ -35,28 +35,28 @@ from loadtests.report.tables import (
 def render_markdown(result: CampaignResult, pictures: Sequence[Path]) -> str:
     """The report as Markdown; pictures are linked by file name."""
     parts = [
-        f"# Load campaign: {_text(result.campaign.target.model)}",
-        f"**{_text(verdict_line(result))}.** {_text(status_line(result))}.",
-        _items(each.text for each in headlines(result)),
-        _items((*trust_reasons(result), *slo_reasons(result))),
-        _items(f"Note: {note}" for note in notes_of(result)),
+        f"# Load campaign: {escaped(result.campaign.target.model)}",
+        f"**{escaped(verdict_line(result))}.** {escaped(status_line(result))}.",
+        items(each.text for each in headlines(result)),
+        items((*trust_reasons(result), *slo_reasons(result))),
+        items(f"Note: {note}" for note in notes_of(result)),
     ]
     overview = overview_table(result.comparisons)
     groups = stage_rows(result)
-    parts += [_titled(overview)] if overview else []
-    parts += [_titled(saturation_table(result))] if result.saturation else []
+    parts += [titled(overview)] if overview else []
+    parts += [titled(saturation_table(result))] if result.saturation else []
     for group in groups:
-        parts += [_titled(summary_table(result, group)), _text(under_summary(group))]
+        parts += [titled(summary_table(result, group)), escaped(under_summary(group))]
     parts += [f"{clock_of(result)}." if groups else ""]
     parts += [f"![{path.stem}]({path.name})" for path in pictures]
     parts += ["## Every number"]
     for group in groups:
-        parts += [_titled(latency_table(group)), _text(under_latencies(group))]
+        parts += [titled(latency_table(group)), escaped(under_latencies(group))]
     details = [comparison_table(result.comparisons)] if result.comparisons else []
     details += [probe_table(result)] if result.saturation else []
     details += [client_table(group, result.campaign.validity) for group in groups]
-    parts += [_titled(table) for table in details]
-    parts += ["## Formulas", _items(f"`{k}`: {v}" for k, v in FORMULAS.items())]
+    parts += [titled(table) for table in details]
+    parts += ["## Formulas", items(f"`{k}`: {v}" for k, v in FORMULAS.items())]
     parts += ["## Campaign", f"Started {result.manifest.started_at} on {_host(result)}."]
     parts += _facts(result.manifest)
     text = yaml.safe_dump(result.campaign.model_dump(mode="json"), sort_keys=False)
@@ -69,13 +69,14 @@ def _facts(manifest: Manifest) -> list[str]:
     differing, shared = split_facts(facts_of(manifest))
     same = ", ".join(f"{name} {text}" for name, text in shared.items())
     return [
-        _titled(facts_table(differing)) if differing else "",
-        _text(f"All variants: {same}.") if same else "",
+        titled(facts_table(differing)) if differing else "",
+        escaped(f"All variants: {same}.") if same else "",
     ]
 
 
-def _titled(table: Table) -> str:
-    lines = [f"### {_text(table.caption)}", ""]
+def titled(table: Table) -> str:
+    """The table under its caption."""
+    lines = [f"### {escaped(table.caption)}", ""]
     lines.append("| " + " | ".join(map(_cell, table.header)) + " |")
     sides = ["---" if i < table.n_names else "---:" for i in range(len(table.header))]
     lines.append("|" + "|".join(sides) + "|")
@@ -83,15 +84,16 @@ def _titled(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _items(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {_text(text)}" for text in texts)
+def items(texts: Iterable[str]) -> str:
+    """A list, escaped."""
+    return "\n".join(f"- {escaped(text)}" for text in texts)
 
 
 def _cell(text: str) -> str:
-    return _text(text).replace("|", "\\|")
+    return escaped(text).replace("|", "\\|")
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Names and error details come from the target: no markup, links, or line breaks, and no
     `@name`, which would call people to the pull request.
     """
