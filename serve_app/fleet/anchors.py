@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -9,7 +10,15 @@ from serve_app.domain.errors import ConfigError
 from serve_app.fleet.yaml_edit import compose, end_of
 
 
-def undefined_aliases(text: str) -> list[yaml.AliasEvent]:
+class Use(NamedTuple):
+    """An alias: the anchor that it names, and its place in the text."""
+
+    anchor: str
+    start: int
+    end: int
+
+
+def undefined_aliases(text: str) -> list[Use]:
     """Uses of anchors that are not defined before them, in the order of the text."""
     defined: set[str] = set()
     lost = []
@@ -17,19 +26,20 @@ def undefined_aliases(text: str) -> list[yaml.AliasEvent]:
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.AliasEvent):
             if anchor not in defined:
-                lost.append(event)
+                start, end = _place(event.start_mark), _place(event.end_mark)
+                lost.append(Use(str(anchor), start, end))
         elif anchor is not None:
             defined.add(anchor)
     return lost
 
 
-def with_anchor(text: str, alias: yaml.AliasEvent, source: str) -> str:
+def with_anchor(text: str, alias: Use, source: str) -> str:
     """`text` with what the alias stands for in its place, as it was written in `source`.
 
     Raises ConfigError where `source` does not define it, or in a form that cannot stand there.
     """
     node = _anchored(source, alias.anchor)
-    start, end = alias.start_mark.index, alias.end_mark.index
+    _, start, end = alias
     written = source[node.start_mark.index : end_of(source, node)]
     if isinstance(node, yaml.CollectionNode) and not node.flow_style:
         head, _, body = written.partition("\n")
@@ -48,7 +58,7 @@ def with_anchor(text: str, alias: yaml.AliasEvent, source: str) -> str:
 
 def _anchored(text: str, anchor: str) -> yaml.Node:
     places = [
-        event.start_mark.index
+        _place(event.start_mark)
         for event in yaml.parse(text, Loader=yaml.SafeLoader)
         if getattr(event, "anchor", None) == anchor and not isinstance(event, yaml.AliasEvent)
     ]
@@ -56,6 +66,10 @@ def _anchored(text: str, anchor: str) -> yaml.Node:
         if node.start_mark.index in places and text.startswith(f"&{anchor}", node.start_mark.index):
             return node
     raise ConfigError(f"*{anchor} is used and &{anchor} is not defined before it")
+
+
+def _place(mark: Any) -> int:
+    return int(mark.index)
 
 
 def _nodes(node: yaml.Node | None) -> Iterator[yaml.Node]:
