@@ -112,7 +112,12 @@ def remarks(
     evidence: Evidence, overall: Choice, by_level: tuple[Choice, ...], turns: tuple[Crossing, ...]
 ) -> Iterator[str]:
     """What the two sentences leave out: crossings, levels that would choose otherwise, notes."""
-    yield from (crossing_text(evidence, each) for each in turns)
+    out = {each.name for each in overall.standings if each.status is Status.OUT}
+    met = [each for each in turns if not {each.first, each.second} & out]
+    widest = sorted(met, key=lambda each: each.loss - each.gain)
+    yield from (crossing_text(evidence, each) for each in widest[:_MOST_NAMED])
+    if len(widest) > _MOST_NAMED:
+        yield f"{len(widest) - _MOST_NAMED} more pairs change places between the load levels"
     for each in by_level:
         if each.chosen is not None and each.chosen != overall.chosen:
             yield f"at {listing(each.levels)} alone the choice would be {each.chosen}"

@@ -7,6 +7,7 @@ from serve_app.recommend.page import answer_of, change_text, terms_text
 from serve_app.recommend.report import Report
 from serve_app.recommend.tables import (
     choice_table,
+    measured_table,
     packing_table,
     ranking_table,
     standing_lines,
@@ -17,7 +18,12 @@ from serve_app.recommend.tables import (
 def render_markdown(report: Report, pictures: Sequence[str]) -> str:
     """The report as Markdown; `pictures` are files beside it."""
     found, change = report.recommendation, report.change
-    tables = (ranking_table(report), choice_table(report), variant_table(report))
+    tables = (
+        ranking_table(report),
+        choice_table(report),
+        variant_table(report),
+        measured_table(report),
+    )
     parts = [
         f"# Recommendation: {escaped(report.evidence.model)}",
         f"**{escaped(answer_of(report))}.** {escaped(' '.join(found.sentences))}",

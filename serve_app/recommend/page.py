@@ -12,6 +12,7 @@ from serve_app.recommend.report import Report
 from serve_app.recommend.tables import (
     choice_table,
     contrast_table,
+    measured_table,
     packing_table,
     ranking_table,
     standing_lines,
@@ -21,7 +22,7 @@ from serve_app.recommend.tables import (
 
 ANSWERS = {
     Verdict.FAIL: "No variant qualifies",
-    Verdict.INCONCLUSIVE: "The evidence does not decide",
+    Verdict.INCONCLUSIVE: "No decision",
     Verdict.ERROR: "The evidence is broken",
 }
 
@@ -45,8 +46,10 @@ def render_page(report: Report, pictures: Sequence[Picture]) -> str:
     sections = [
         section("front", "The front", [drawn[name] for name in ("front",) if name in drawn]),
         section("levels", "At each load level", by_level),
-        section("variants", "The variants", [table_html(variant_table(report)),
-                *(drawn[name] for name in ("bars",) if name in drawn), pairs]),
+        section("variants", "The variants", [
+            table_html(variant_table(report)), table_html(measured_table(report)),
+            *(drawn[name] for name in ("bars",) if name in drawn), pairs,
+        ]),
         section("change", "The change", _change(report)),
         section("method", "How it was decided", [definitions(METHOD)]),
         section("sources", "Sources", [_list(report.sources)]),

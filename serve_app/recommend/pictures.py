@@ -17,8 +17,10 @@ from loadtests.report.figures.style import (
     marker_of,
     new_figure,
 )
+from serve_app.advise.candidates import Status
 from serve_app.advise.contrasts import Interval
 from serve_app.advise.evidence import Evidence, Level, VariantEvidence
+from serve_app.domain.units import GIB, MIB
 from serve_app.recommend.report import Report
 
 _LARGEST = 260.0
@@ -44,17 +46,18 @@ def draw_front(report: Report) -> Picture | None:
     if not levels:
         return None
     n_rows = math.ceil(len(levels) / _PANELS_PER_ROW)
+    n_columns = min(len(levels), _PANELS_PER_ROW)
     figure = new_figure(0.9 + 2.9 * n_rows)
-    panels = figure.subplots(
-        n_rows, min(len(levels), _PANELS_PER_ROW), squeeze=False, sharey=True
-    ).flat
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
+    panels = list(grid.flat)
     fronts = {each.levels: each.variants for each in report.recommendation.front_by_level}
-    for axes in panels:
-        axes.set_visible(False)
+    floor = _floor(report, levels)
     for axes, level in zip(panels, levels, strict=False):
-        axes.set_visible(True)
-        _draw_level(axes, evidence, level, fronts.get((level.name,), ()))
-    _leftmost_label(list(panels), "quality: right answers, %")
+        _draw_level(axes, evidence, level, fronts.get((level.name,), ()), floor)
+    for axes in panels[len(levels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("quality: right answers, %")
     add_legend(figure, evidence.names, linestyle="", markersize=6)
     return Picture(
         name="front",
@@ -81,12 +84,28 @@ def _points(evidence: Evidence, level: Level) -> list[tuple[int, Interval, Inter
     return found
 
 
-def _draw_level(axes: Any, evidence: Evidence, level: Level, on_front: Sequence[str]) -> None:
+def _floor(report: Report, levels: Sequence[Level]) -> float:
+    """The quality below which a variant is only named at the edge: one that is out by far would
+    press the others into one line.
+    """
+    standings = report.recommendation.overall.standings
+    out = {each.name for each in standings if each.status is Status.OUT}
+    evidence = report.evidence
+    points = [point for level in levels for point in _points(evidence, level)]
+    kept = [q for i, _, q in points if evidence.names[i] not in out] or [q for _, _, q in points]
+    ends = [end for quality in kept for end in _ends(quality)]
+    return min(ends) - max(max(ends) - min(ends), 0.5)
+
+
+def _draw_level(
+    axes: Any, evidence: Evidence, level: Level, on_front: Sequence[str], floor: float
+) -> None:
     points = _points(evidence, level)
     axes.set_title(f"{level.name} ({level.load})")
     axes.set_xlabel(f"{evidence.metric}, ms")
+    shown = [point for point in points if point[2].value >= floor]
     # the largest first, so that no marker hides a smaller one
-    for i, latency, quality in sorted(points, key=lambda p: -_area(evidence, p[0])):
+    for i, latency, quality in sorted(shown, key=lambda p: -_area(evidence, p[0])):
         colour, name = colour_of(i), evidence.names[i]
         for x, y in (
             (_ends(latency), [quality.value] * 2),
@@ -98,6 +117,14 @@ def _draw_level(axes: Any, evidence: Evidence, level: Level, on_front: Sequence[
             edgecolors=colour, linewidths=1.4, zorder=3, alpha=0.85,
             facecolors=colour if name in on_front else "white",
         )  # fmt: skip
+    for i, latency, quality in points:
+        if quality.value < floor:
+            axes.annotate(
+                f"↓ {evidence.names[i]} {quality.value:.1f} %", (latency.value, 0.02),
+                xycoords=axes.get_xaxis_transform(), color=colour_of(i), ha="center", va="bottom",
+                fontsize=8,
+            )  # fmt: skip
+            axes.plot([latency.value], [floor], alpha=0)  # it counts for the axis' range
     if is_wide([latency.value for _, latency, _ in points]):
         log_axis(axes.xaxis)
     axes.margins(x=0.18, y=0.22)
@@ -126,16 +153,11 @@ def _area(evidence: Evidence, i: int) -> float:
     return _LARGEST * max(_SMALLEST_SHARE, memory.compared_bytes / max(known))
 
 
-def _leftmost_label(panels: Sequence[Any], text: str) -> None:
-    for axes in panels:
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel(text)
-
-
 def draw_bars(report: Report) -> Picture | None:
     """Memory, tokens per second, cost and loss of quality as bars with intervals."""
     evidence = report.evidence
     every = {title: [of(each) for each in evidence.variants] for title, of in _BARS.items()}
+    every = {_memory_title(evidence): _memory_values(evidence), **every}
     panels = [(title, values) for title, values in every.items() if any(values)]
     if not panels:
         return None
@@ -169,7 +191,7 @@ def _draw_panel(axes: Any, title: str, values: Sequence[Interval | None]) -> Non
     widest = max((abs(end) for end in known), default=1.0)
     for i, value in enumerate(values):
         if value is None:
-            axes.text(0, i, " not measured", va="center", color=MUTED, fontsize=7.5)
+            axes.text(0, i, " not known", va="center", color=MUTED, fontsize=7.5)
             continue
         axes.barh(i, value.value, height=0.62, color=colour_of(i), alpha=0.75, zorder=2)
         if value.low is not None or value.high is not None:
@@ -188,9 +210,21 @@ def _draw_panel(axes: Any, title: str, values: Sequence[Interval | None]) -> Non
     axes.locator_params(axis="x", nbins=4)
 
 
-def _memory(variant: VariantEvidence) -> Interval | None:
-    memory = variant.memory
-    return None if memory is None else Interval(memory.compared_bytes / 2**20)
+def _memory_unit(evidence: Evidence) -> tuple[str, int]:
+    known = [v.memory.compared_bytes for v in evidence.variants if v.memory is not None]
+    return ("GiB", GIB) if max(known, default=0) >= GIB else ("MiB", MIB)
+
+
+def _memory_title(evidence: Evidence) -> str:
+    """Where nothing is planned, only the weights are known."""
+    planned = any(v.memory and v.memory.need_bytes is not None for v in evidence.variants)
+    return f"{'a replica takes' if planned else 'weights'}, {_memory_unit(evidence)[0]}"
+
+
+def _memory_values(evidence: Evidence) -> list[Interval | None]:
+    unit = _memory_unit(evidence)[1]
+    found = [variant.memory for variant in evidence.variants]
+    return [None if each is None else Interval(each.compared_bytes / unit) for each in found]
 
 
 def _tokens(variant: VariantEvidence) -> Interval | None:
@@ -203,7 +237,6 @@ def _loss(variant: VariantEvidence) -> Interval | None:
 
 
 _BARS: dict[str, Callable[[VariantEvidence], Interval | None]] = {
-    "memory of a replica, MiB": _memory,
     "output tokens/s within the SLO": _tokens,
     "USD per million output tokens": lambda variant: variant.cost_usd_per_million,
     "loss of quality, %": _loss,

@@ -39,22 +39,18 @@ def tone_of(verdict: Verdict) -> str:
 
 
 def variant_table(report: Report) -> Table:
-    """One row per variant: all that it was judged by."""
+    """One row per variant: what decides whether it may be chosen."""
     evidence, found = report.evidence, report.recommendation
     levels = [level.name for level in evidence.levels]
     header = (
         "variant", "may be chosen", "on the front", "gate", "quality", "right answers",
-        f"loss against {evidence.baseline}",
-        *(f"{evidence.metric} at {level}, ms" for level in levels),
-        *(f"SLO at {level}" for level in levels),
-        "weights", "a replica takes", "replicas per GPU", "output tokens/s in SLO",
-        "USD per million output tokens",
+        f"loss against {evidence.baseline}", *(f"SLO at {level}" for level in levels),
     )  # fmt: skip
-    rows = tuple(_variant(evidence, found, name, levels) for name in evidence.names)
-    return Table("What each variant was judged by, with 95 % intervals", header, rows)
+    rows = tuple(_judged(evidence, found, name, levels) for name in evidence.names)
+    return Table("How each variant was judged, with 95 % intervals", header, rows)
 
 
-def _variant(
+def _judged(
     evidence: Evidence, found: Recommendation, name: str, levels: list[str]
 ) -> tuple[Cell, ...]:
     variant = evidence[name]
@@ -62,18 +58,34 @@ def _variant(
     status = Cell(
         _STATUS_TEXT[standing.status], _STATUS[standing.status], "; ".join(standing.reasons) or None
     )
-    on_front = name in found.front.variants
     by = found.front.dominated.get(name)
-    front = "yes" if on_front else f"no: {by} dominates" if by else NOTHING
+    front = "yes" if name in found.front.variants else f"no: {by} dominates" if by else NOTHING
     quality = variant.quality
     score, loss = (None, None) if quality is None else (quality.score, quality.loss)
     return (
         Cell(name), status, Cell(front), _verdict(variant.gate), _quality(quality),
-        Cell(percent(score)), Cell(percent(loss)),
-        *(Cell(interval(_latency(variant, level))) for level in levels),
-        *(_slo(variant, level) for level in levels),
-        *_resources(variant),
+        Cell(percent(score)), Cell(percent(loss)), *(_slo(variant, level) for level in levels),
     )  # fmt: skip
+
+
+def measured_table(report: Report) -> Table:
+    """One row per variant: what was measured and planned."""
+    evidence = report.evidence
+    levels = [level.name for level in evidence.levels]
+    header = (
+        "variant", *(f"{evidence.metric} at {level}, ms" for level in levels), "weights",
+        "a replica takes", "replicas per GPU", "output tokens/s within the SLO",
+        "USD per million output tokens",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(variant.name),
+            *(Cell(interval(_latency(variant, level))) for level in levels),
+            *_resources(variant),
+        )
+        for variant in evidence.variants
+    )
+    return Table("What each variant gives and takes, with 95 % intervals", header, rows)
 
 
 def _quality(quality: Quality | None) -> Cell:
