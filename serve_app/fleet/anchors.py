@@ -49,11 +49,20 @@ def with_anchor(text: str, alias: Use, source: str) -> str:
         moved = "\n".join(_shifted(line, shift) for line in body.split("\n"))
         before, rest = text[:start], text[end:line_end]
         if rest.strip() and not rest.lstrip().startswith("#"):
-            raise ConfigError(f"&{alias.anchor} is a block, and *{alias.anchor} stands inside {{}}")
+            return f"{before}&{alias.anchor} {_in_flow(body, alias.anchor)}{text[end:]}"
         comment = head.partition("#")
         kept = f"&{alias.anchor}" + (rest or (f"  #{comment[2]}" if comment[1] else ""))
         return f"{before}{kept}\n{moved}{text[line_end:]}"
     return text[:start] + written + text[end:]
+
+
+def _in_flow(block: str, anchor: str) -> str:
+    """A block's value on one line; its comments go."""
+    try:
+        value = yaml.safe_load(block)
+    except yaml.YAMLError:
+        raise ConfigError(f"&{anchor} needs other anchors: it cannot move into {{}}") from None
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 def _anchored(text: str, anchor: str) -> yaml.Node:
