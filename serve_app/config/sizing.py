@@ -1,13 +1,17 @@
 """From a variant's arguments to its memory plan, and the check that its share covers the plan."""
 
+import dataclasses
+
 from serve_app.config.schema import EngineSettings, VariantArgs
 from serve_app.domain.errors import ConfigError, PlanError
 from serve_app.domain.gpu import GpuProfile
+from serve_app.domain.quant import QuantMethod, QuantScheme
 from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import Calibrations, EngineSizes, footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
 from serve_app.planning.support import Support, check_support
+from serve_app.planning.weights import weights_from_shape
 
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -111,11 +115,25 @@ def variant_plan(
     `wish` is as the file has it unless given. Raises PlanError, also for settings that vLLM would
     refuse or that take memory in ways that the plan does not know.
     """
+    facts = facts_as_held(args.engine, facts)
     sizes = engine_sizes(args.engine, facts)
     _require_plannable(args, facts, sizes)
     measured = calibrations(args.checkpoint, gpu.name, sizes) if calibrations else None
     parts = footprint(facts, sizes, gpu, measured)
     return plan_memory(args.name, gpu, sizes, parts, wish or cache_wish(args))
+
+
+def facts_as_held(engine: EngineSettings, facts: CheckpointFacts) -> CheckpointFacts:
+    """The facts, with 16-bit weights where the settings ask to unpack SqueezeLLM's at load
+    (`serve_app.engines.vllm_squeezellm`)."""
+    additional = engine.engine_args.get("additional_config")
+    settings = additional.get("squeezellm") if isinstance(additional, dict) else None
+    unpacks = isinstance(settings, dict) and settings.get("dequantize_once") is True
+    if not unpacks or facts.scheme.method is not QuantMethod.SQUEEZELLM:
+        return facts
+    scheme = QuantScheme(QuantMethod.UNQUANTIZED, bits=16)
+    weights = weights_from_shape(facts.shape, scheme, dtype_bytes(engine))
+    return dataclasses.replace(facts, scheme=scheme, weights=weights)
 
 
 def _require_plannable(args: VariantArgs, facts: CheckpointFacts, sizes: EngineSizes) -> None:

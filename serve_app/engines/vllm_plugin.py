@@ -10,6 +10,7 @@ if that has died meanwhile, it waits five minutes for the answer.
    nobody is left to stop the engine, and its memory blocks whatever starts next (vllm #55510).
    The kernel is asked to kill the process when its parent dies.
 3. What the kernel misses is found by a record of the process, which each writes of itself.
+4. vLLM is told of the quantization that it lacks, SqueezeLLM (`vllm_squeezellm`).
 """
 
 import ctypes
@@ -33,6 +34,7 @@ def register() -> None:
     """Called by vLLM, possibly several times in one process: every step may be repeated."""
     _request_amx()
     _belong_to_replica()
+    _offer_quantizations()
 
 
 def _belong_to_replica() -> None:
@@ -46,6 +48,14 @@ def _request_amx() -> None:
     init_amx = getattr(getattr(torch, "cpu", None), "_init_amx", None)
     if init_amx is not None:
         init_amx()
+
+
+def _offer_quantizations() -> None:
+    """vLLM has imported these modules of its own before: this adds half a millisecond."""
+    if "vllm" in sys.modules:
+        from serve_app.engines import vllm_squeezellm
+
+        vllm_squeezellm.offer()
 
 
 def _die_with_parent() -> None:

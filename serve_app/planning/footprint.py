@@ -11,6 +11,7 @@ from serve_app.planning.kv import CacheLayout, kv_bytes_per_request, kv_bytes_pe
 from serve_app.planning.weights import (
     MACHETE_CAPABILITY,
     allocated_bytes,
+    lookup_bytes,
     rank_bytes,
     unpacked_zero_points_bytes,
 )
@@ -109,6 +110,7 @@ def footprint(
     activation = activation_bytes(
         facts.shape, sizes.max_num_batched_tokens, sizes.max_num_seqs, dtype_bytes, ranks
     )
+    activation += lookup_bytes(facts.scheme)
     graphs = graph_bytes(
         facts.shape,
         sizes.max_cudagraph_capture_size,

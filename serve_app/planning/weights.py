@@ -13,6 +13,8 @@ What differs from the checkpoint's file, by `vllm/model_executor`:
 - On SM90, Machete unpacks zero points to the engine's dtype (`kernels/linear/mixed_precision`);
   elsewhere Marlin drops those of symmetric weights. We count the packed ones: at most 0.8 % of the
   packed weights too much.
+- SqueezeLLM is our own plugin's (`engines/vllm_squeezellm_layer.py`): codes as in the file, tables
+  in the engine's dtype, and of an outlier four bytes for its place beside its value.
 """
 
 import math
@@ -32,6 +34,12 @@ freed while the kernels repacked. Seen in logs: Qwen2.5-7B-AWQ 5.38 and 5.39 GiB
 for 5.20 of tensors, Qwen2.5-7B 14.29 and 14.37 (0.22, 0.24) for 14.19, Llama-3.1-8B 15.00 (0.31)
 for 14.99."""
 MACHETE_CAPABILITY = (9, 0)
+OUTLIER_SHARE, OUTLIER_PLACE_BYTES = 0.0045, 4
+"""SqueezeLLM's sparse part where there are no headers: the paper's share (arXiv 2306.07629, sec.
+4.2), as in our recipes."""
+LOOKUP_BLOCK_WEIGHTS, LOOKUP_WEIGHT_BYTES = 2**24, 8
+"""Dense weights that SqueezeLLM's layers look up at a time on a GPU, and bytes of each: an int64
+index and a 32-bit entry per two weights, and their codes."""
 
 _PLAIN = {"F64", "F32", "F16", "BF16"}
 _NOT_LOADED = ("rotary_emb.inv_freq", ".g_idx", ".weight_g_idx", ".weight_shape", "masked_bias")
@@ -46,6 +54,12 @@ _SCALES = (
     ".weight_zero_point",
     ".k_scale",
     ".v_scale",
+    ".lookup_table",
+)
+_OUTLIER_COUNTS, _OUTLIER_COLUMNS, _OUTLIER_VALUES = (
+    ".outlier_counts",
+    ".outlier_columns",
+    ".outlier_values",
 )
 _PACKED = {QuantMethod.GPTQ, QuantMethod.AWQ}
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "token_embd.weight")
@@ -89,7 +103,8 @@ def weights_from_shape(shape: ModelShape, scheme: QuantScheme, dtype_bytes: int 
     """The bytes on the device of a model of this shape whose linear layers are stored so.
 
     GGUF stands for the usual mix at that width, embedding and head included; SqueezeLLM has a table
-    of 2^bits values per output channel; a mixed scheme counts with its widest weights.
+    of 2^bits values per output channel, and outliers; a mixed scheme counts with its widest
+    weights.
     """
     linear, channels = _linear_sizes(shape)
     table = _padded(shape.vocab_size) * shape.hidden_size * dtype_bytes
@@ -102,6 +117,7 @@ def weights_from_shape(shape: ModelShape, scheme: QuantScheme, dtype_bytes: int 
         table = math.ceil(table / dtype_bytes * bits / 8)
     elif scheme.method is QuantMethod.SQUEEZELLM:
         scales = channels * 2**scheme.bits * dtype_bytes
+        bits += OUTLIER_SHARE * 8 * (OUTLIER_PLACE_BYTES + dtype_bytes)
     elif scheme.activation_bits == 8 or scheme.method is QuantMethod.FP8:
         scales = channels * 4
     else:
@@ -116,6 +132,12 @@ def weights_from_shape(shape: ModelShape, scheme: QuantScheme, dtype_bytes: int 
         other_bytes=_other_size(shape) * dtype_bytes + _rotary_table(shape, dtype_bytes),
         source=Source.CONFIG,
     )
+
+
+def lookup_bytes(scheme: QuantScheme) -> int:
+    """What SqueezeLLM's layers take for a moment on a GPU to look weights up; else 0."""
+    is_looked_up = scheme.method is QuantMethod.SQUEEZELLM
+    return LOOKUP_BLOCK_WEIGHTS * LOOKUP_WEIGHT_BYTES if is_looked_up else 0
 
 
 def rank_bytes(shape: ModelShape, weights: WeightBytes, tensor_parallel: int) -> int:
@@ -167,6 +189,8 @@ def _kind(name: str, tensor: TensorInfo) -> str:
         return "head"
     if name.endswith(_SCALES):
         return "scale"
+    if name.endswith((_OUTLIER_COUNTS, _OUTLIER_COLUMNS, _OUTLIER_VALUES)):
+        return "linear"
     is_router = name.endswith((".gate.weight", "_gate.weight", "ffn_gate_inp.weight"))
     if len(tensor.shape) < 2 or is_router or name.endswith(_KEPT_IN_FLOAT32):
         return "other"
@@ -180,6 +204,10 @@ def _is_head(name: str) -> bool:
 def _resident_bytes(
     kind: str, name: str, tensor: TensorInfo, scheme: QuantScheme, dtype_bytes: int
 ) -> int:
+    if name.endswith(_OUTLIER_COUNTS):
+        return 0
+    if name.endswith(_OUTLIER_COLUMNS):
+        return math.prod(tensor.shape) * OUTLIER_PLACE_BYTES
     if scheme.method is QuantMethod.GGUF or tensor.dtype not in _PLAIN:
         return tensor.n_bytes
     if name.endswith(_KEPT_IN_FLOAT32):

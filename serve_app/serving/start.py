@@ -11,6 +11,7 @@ from serve_app.config.sizing import (
     DEFAULT_UTILIZATION,
     dtype_bytes,
     engine_sizes,
+    facts_as_held,
     require_share,
     support_of,
     variant_plan,
@@ -114,7 +115,8 @@ def host_need_bytes(args: VariantArgs, facts: CheckpointFacts, total_bytes: int)
     cache = args.engine.kv_cache_memory_bytes
     if cache is None:  # vLLM fills up its share of the machine
         return _share_of(total_bytes, args)
-    return host_footprint(facts, engine_sizes(args.engine, facts)).fixed_bytes + cache
+    held = facts_as_held(args.engine, facts)
+    return host_footprint(held, engine_sizes(args.engine, facts)).fixed_bytes + cache
 
 
 def gpu_need_bytes(args: VariantArgs, facts: CheckpointFacts, card: GpuProfile) -> int:

@@ -53,6 +53,13 @@ LOCUST_SIDE = {
     for name in ("alarm", "conductor", "crew", "main", "pacer", "player", "web", "worker")
 }
 """What runs in a load process alone; the client and what it records know only sockets."""
+SQUEEZELLM_IN_VLLM = {
+    "serve_app.engines.vllm_squeezellm",
+    "serve_app.engines.vllm_squeezellm_layer",
+}
+SQUEEZELLM_MAKER = {
+    f"serve_app.quantize.{name}" for name in ("kmeans", "make_squeezellm", "sensitivity", "twin")
+}
 EDGES = {
     "ray": {
         "serve_app.app",
@@ -68,12 +75,21 @@ EDGES = {
         "serve_app.engines.vllm_calibrate",  # a process of its own
         "serve_app.engines.vllm_engine",
         "serve_app.engines.vllm_memory",  # runs in vLLM's worker
+        *SQUEEZELLM_IN_VLLM,  # loaded by vLLM, of which its quantization is a part
         "serve_app.quantize.gate_process",  # asks an engine about weights, without a server
     },
-    "torch": {"serve_app.engines.vllm_memory", "serve_app.quantize.job", *REFERENCE_TRAINING},
+    "torch": {
+        "serve_app.engines.vllm_memory",
+        "serve_app.engines.vllm_squeezellm_weights",
+        *SQUEEZELLM_IN_VLLM,
+        *SQUEEZELLM_MAKER,
+        "serve_app.quantize.layouts",
+        "serve_app.quantize.job",
+        *REFERENCE_TRAINING,
+    },
     "tokenizers": REFERENCE_TRAINING,
-    "safetensors": REFERENCE_TRAINING,
-    "transformers": {"serve_app.quantize.job"},
+    "safetensors": {"serve_app.quantize.layouts", *SQUEEZELLM_MAKER, *REFERENCE_TRAINING},
+    "transformers": {"serve_app.quantize.job", "serve_app.quantize.make_squeezellm"},
     "datasets": {"serve_app.quantize.job"},
     "compressed_tensors": {"serve_app.quantize.job"},
     "llmcompressor": {"serve_app.quantize.job"},

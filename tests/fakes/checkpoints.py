@@ -6,7 +6,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "F8_E4M3": 1}
+SIZES = {
+    "BF16": 2, "F16": 2, "F32": 4, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1,
+}  # fmt: skip
 Tensors = dict[str, tuple[str, list[int]]]
 
 EMBEDDINGS: Tensors = {
