@@ -16,7 +16,7 @@ from serve_app.advise.evidence import (
 )
 from serve_app.advise.explain import contrast_text
 from serve_app.advise.recommendation import Recommendation
-from serve_app.advise.words import NOTHING, interval, number, percent, ratio, size
+from serve_app.advise.words import NOTHING, interval, percent, ratio, size
 from serve_app.domain.verdict import Verdict
 from serve_app.recommend.report import Report
 
@@ -176,7 +176,7 @@ def choice_table(report: Report) -> Table | None:
             )
         )
     header = ("load level", "verdict", "choice", "front", "dominated", "open questions")
-    return Table(f"{found.terms.goal} at each load level alone", header, tuple(rows))
+    return Table(f"The choice for {found.terms.goal} at each load level alone", header, tuple(rows))
 
 
 def contrast_table(report: Report) -> Table:
@@ -214,7 +214,7 @@ def packing_table(report: Report) -> Table | None:
     rows = tuple(
         (
             Cell(each.gpu),
-            Cell(number(each.count)),
+            Cell(f"{each.count:,}"),
             Cell(", ".join(f"{count} x {name}" for name, count in each.replicas.items())),
             Cell(f"{each.used_bp / 100:.1f} %"),
         )
