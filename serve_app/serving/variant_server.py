@@ -17,6 +17,7 @@ from serve_app.serving.start import start_in_turn
 from serve_app.serving.variant_front import VariantFront
 from serve_app.store.facts import checkpoint_facts
 from serve_app.store.inspect import inspect_checkpoint
+from serve_app.store.seal import require_sealed
 from serve_app.store.source import open_source
 from serve_app.telemetry.metrics import LoadMetrics, ServeLoadMetrics, ServeMemoryMetrics
 
@@ -27,10 +28,15 @@ LOAD_INTERVAL_S = 2.0
 def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
     """Find the checkpoint on this machine and make sure that it is what it is declared to be.
 
-    Reads headers, no weights. Raises CheckpointError. A fake engine has no checkpoint.
+    Reads headers and, of a variant that QuanTile made, every file once: it must be what passed the
+    correctness gate. Raises CheckpointError. A fake engine has no checkpoint.
     """
     checkpoint = inspect_variant(args)
-    return None if args.engine.kind == "fake" else resolve(args.checkpoint), checkpoint
+    if args.engine.kind == "fake":
+        return None, checkpoint
+    folder = resolve(args.checkpoint)
+    require_sealed(folder)
+    return folder, checkpoint
 
 
 def inspect_variant(args: VariantArgs) -> Checkpoint:
@@ -83,9 +89,9 @@ class VariantServer:
         card = VariantCard(
             name=args.name,
             method=args.method,
-            scheme=checkpoint.scheme.describe(),
-            bits=checkpoint.scheme.bits,
-            weight_bytes=checkpoint.weight_bytes,
+            scheme=checkpoint.told_scheme,
+            bits=checkpoint.told_bits,
+            weight_bytes=checkpoint.told_bytes,
             context_length=engine.context_length,
             engine=engine.version,
             facts={"checkpoint": args.checkpoint, **engine.facts},

@@ -32,13 +32,13 @@ def declared_scheme(
     QuanTile does not know the quantization.
     """
     quantized = next((name for name, tensor in tensors.items() if _is_quantized(name, tensor)), "")
-    if quantization and not quantized:
+    if quantization and not quantized and _has_groups(quantization):
         raise CheckpointError(
             f"{place}/config.json has a quantization_config ({_container(quantization)}), but "
             f"all tensors are plain {main_dtype(tensors)}: take the configuration that belongs to "
             "these weights"
         )
-    if quantization:
+    if quantization and quantized:
         return _read_declaration(place, quantization)
     if quantized:
         raise CheckpointError(
@@ -46,7 +46,10 @@ def declared_scheme(
             "quantize_config.json says how they are stored; restore the configuration"
         )
     bits = 8 * _bytes_per_element(main_dtype(tensors))
-    return QuantScheme(QuantMethod.UNQUANTIZED, bits=bits, activation_bits=bits)
+    container = _container(quantization) if quantization else "plain"
+    return QuantScheme(
+        QuantMethod.UNQUANTIZED, bits=bits, activation_bits=bits, container=container
+    )
 
 
 def gguf_scheme(tensors: Mapping[str, TensorInfo]) -> QuantScheme:
@@ -63,6 +66,12 @@ def gguf_scheme(tensors: Mapping[str, TensorInfo]) -> QuantScheme:
 def _is_quantized(name: str, tensor: TensorInfo) -> bool:
     is_linear = name.endswith(".weight") and tensor.dtype in _QUANTIZED_DTYPES
     return is_linear or name.endswith(_PACKED_SUFFIXES)
+
+
+def _has_groups(quantization: object) -> bool:
+    """False where only the KV cache is quantized: compressed-tensors then names no layers."""
+    is_for_cache = isinstance(quantization, dict) and quantization.get("kv_cache_scheme")
+    return not (is_for_cache and not quantization.get("config_groups"))
 
 
 def _container(quantization: object) -> str:
@@ -112,6 +121,14 @@ def _fp8(quantization: dict[str, Any]) -> QuantScheme:
     return QuantScheme(QuantMethod.FP8, bits=8, activation_bits=8, container="fp8")
 
 
+def _squeezellm(quantization: dict[str, Any]) -> QuantScheme:
+    bits = int(quantization["bits"])
+    made = quantization.get("checkpoint_format")
+    if made != "quantile-1":
+        raise ValueError(f"SqueezeLLM weights of checkpoint_format {made!r}, not 'quantile-1'")
+    return QuantScheme(QuantMethod.SQUEEZELLM, bits=bits, container="squeezellm")
+
+
 def _compressed_tensors(quantization: dict[str, Any]) -> QuantScheme:
     groups = list((quantization.get("config_groups") or {}).values())
     if not groups:
@@ -156,4 +173,5 @@ _CONTAINERS = {
     "awq": _awq,
     "fp8": _fp8,
     "compressed-tensors": _compressed_tensors,
+    "squeezellm": _squeezellm,
 }

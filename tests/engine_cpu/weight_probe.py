@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serve_app.reference.gate_process import ENGINE_ENV, KV_CACHE_BYTES
+from serve_app.quantize.gate_process import ENGINE_ENV, KV_CACHE_BYTES
 
 
 def held_bytes(model: Any) -> dict[str, int]:

@@ -15,7 +15,7 @@ from serve_app.node.host import HostMemory
 from serve_app.node.nvml import assigned_gpus
 from serve_app.planning.footprint import footprint, host_footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
-from serve_app.quantize.recipes import RECIPES
+from serve_app.quantize.catalogue import recipe
 from serve_app.reference.build import CHECKPOINT
 from serve_app.reference.locate import resolve
 from serve_app.store.facts import checkpoint_facts
@@ -93,7 +93,7 @@ def replicas(variants: list[Variant], count: int) -> list[Variant]:
 def _variant(name: str, folder: Path, machine: Machine, eager: bool) -> Variant:
     eager = eager or not machine.is_gpu
     asked = EngineSettings(
-        dtype=RECIPES[name].engine_dtype,
+        dtype=recipe(name).engine.dtype,
         max_model_len=512,
         max_num_seqs=16,
         max_num_batched_tokens=1024,

@@ -2,55 +2,21 @@ import fcntl
 import json
 import re
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 from serve_app.domain.errors import BuildError, CheckpointError
-from serve_app.quantize.recipes import RECIPES, Tolerance
+from serve_app.quantize.gate import judge
+from serve_app.quantize.order import Event
+from serve_app.quantize.recipes import Tolerance
 from serve_app.reference.build import CHECKPOINT, build
-from serve_app.reference.gate import GateResult, judge
-from serve_app.reference.locate import QUANTIZE_JSON, cache_dir, resolve
+from serve_app.reference.locate import QUANTIZE_JSON, resolve
 from serve_app.reference.logprobs import Reference, load_reference, save_reference
-
-GPTQ, AWQ = RECIPES["gptq"], RECIPES["awq"]
-PASS = GateResult(100, 90, 0.001, 0.01, 1.0, 0.01, ())
-FAIL = GateResult(100, 90, 2.5, 9.0, 0.3, 0.01, ("engine differs by 2.5000 nats: need <= 0.003",))
-
-
-class FakeQuantizer:
-    """Writes the files that a job writes, and records what it was asked for."""
-
-    def __init__(self):
-        self.made = []
-        self.fail_on = {}
-        self.seen_finished = []
-
-    def __call__(self, recipe, base, out):
-        self.made.append(recipe.name)
-        self.seen_finished.append(sorted(p.name for p in (cache_dir() / "models").glob("[!.]*")))
-        (out / "model.safetensors").write_bytes(b"x" * 10)
-        if recipe.name in self.fail_on:
-            raise self.fail_on.pop(recipe.name)
-        (out / "config.json").write_text("{}")
-        (out / QUANTIZE_JSON).write_text("{}")
-
-
-class FakeGate:
-    """Answers with `results` (a pass unless said otherwise), and records what it judged."""
-
-    def __init__(self):
-        self.judged = []
-        self.results = {}
-        self.fail_on = set()
-
-    def __call__(self, variants, judged):
-        for name in variants:
-            if name in self.fail_on:
-                raise BuildError(f"the engine died on {name}")
-            self.judged.append(name)
-            judged(name, self.results.get(name, PASS))
+from serve_app.store.manifest import write_manifest
+from serve_app.store.seal import read_gate, require_sealed
+from tests.fakes.variants import AWQ, FAIL, GPTQ, FakeGate, FakeQuantizer
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +51,65 @@ def test_the_second_build_does_nothing(quantizer, gate):
     assert states == [("gptq", "cached"), ("awq", "cached")]
 
 
+def test_a_format_that_nothing_here_runs_is_judged_as_its_twin(quantizer, gate):
+    [built] = build([GPTQ], quantizer, gate, needs_twin=lambda recipe: True)
+    assert resolve("reference://gptq-twin") == built.twin.resolve()
+    assert resolve("reference://gptq") == built.folder.resolve()
+    assert [c.served for c in gate.candidates] == [built.twin]
+    assert read_gate(built.folder).judged == read_gate(built.twin).judged == "twin"
+    build([GPTQ], quantizer, gate, needs_twin=lambda recipe: True)
+    assert quantizer.made == gate.judged == ["gptq"]
+
+
+def test_what_passed_is_sealed_and_a_changed_byte_breaks_the_seal(quantizer, gate):
+    [built] = build([GPTQ], quantizer, gate)
+    require_sealed(built.folder)
+    weights = built.folder / "model.safetensors"
+    weights.write_bytes(b"y" * 10)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has another SHA-256"):
+        require_sealed(built.folder)
+    weights.write_bytes(b"x" * 9)
+    with pytest.raises(CheckpointError, match="has 9 bytes, need 10"):
+        require_sealed(built.folder)
+
+
+def test_what_failed_or_was_never_judged_is_not_served(quantizer, gate):
+    [built] = build([GPTQ], quantizer, gate)
+    gate.results["gptq"] = FAIL
+    with pytest.raises(BuildError):
+        build([GPTQ], quantizer, gate, force=True)
+    with pytest.raises(CheckpointError, match=r"failed the correctness gate.*2\.5000 nats"):
+        require_sealed(built.folder)
+    (built.folder / "gate.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has not passed.*quantile gate"):
+        require_sealed(built.folder)
+    (built.folder / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="not finished"):
+        require_sealed(built.folder)
+
+
+def test_a_verdict_on_other_files_does_not_count(quantizer, gate):
+    [built] = build([GPTQ], quantizer, gate)
+    (built.folder / "config.json").write_text('{"other": 1}')
+    write_manifest(built.folder)
+    with pytest.raises(CheckpointError, match="not what the correctness gate judged"):
+        require_sealed(built.folder)
+
+
+def test_a_checkpoint_from_elsewhere_brings_no_seal(tmp_path):
+    require_sealed(tmp_path)
+
+
+def test_the_card_says_what_was_found(quantizer, gate):
+    [built] = build([GPTQ], quantizer, gate)
+    card = (built.folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model_relation"] == "quantized"
+    assert "compressed-tensors" in front["tags"]
+    assert "**Passed**" in card
+
+
 def test_an_interrupted_build_resumes(quantizer, gate, cache):
     quantizer.fail_on["awq"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -109,9 +134,14 @@ def test_a_folder_appears_only_when_it_is_whole(quantizer, gate):
     assert [len(names) for names in quantizer.seen_finished] == [0, 1]
 
 
+def says_it_made(base, items, hear):
+    for item in items:
+        hear(Event(variant=item.recipe.name, state="made"))
+
+
 def test_a_job_that_writes_no_card_has_failed(gate, cache):
     with pytest.raises(BuildError, match=QUANTIZE_JSON):
-        build([GPTQ], lambda recipe, base, out: None, gate)
+        build([GPTQ], says_it_made, gate)
     assert list((cache / "models").iterdir()) == []
 
 
@@ -155,7 +185,8 @@ def test_a_variant_made_but_never_judged_is_judged(quantizer, gate):
 
 def test_stricter_limits_judge_again_without_making_again(quantizer, gate):
     build([GPTQ], quantizer, gate)
-    build([replace(GPTQ, tolerance=replace(GPTQ.tolerance, engine=1e-6))], quantizer, gate)
+    stricter = GPTQ.gate.model_copy(update={"engine": 1e-6})
+    build([GPTQ.model_copy(update={"gate": stricter})], quantizer, gate)
     assert quantizer.made == ["gptq"]
     assert gate.judged == ["gptq", "gptq"]
 

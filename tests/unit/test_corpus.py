@@ -3,7 +3,7 @@ import json
 from collections import Counter
 
 from serve_app.reference.build import CHECKPOINT
-from serve_app.reference.corpus import check_texts, corpus_digest, facts, stories
+from serve_app.reference.corpus import check_exchanges, corpus_digest, facts, stories
 
 RECORD = json.loads((CHECKPOINT / "training_record.json").read_text())
 
@@ -80,5 +80,5 @@ def test_stories_are_split_and_repeatable():
     assert not seen & {s.text for s in stories("unseen")}
 
 
-def test_check_texts_hold_the_documented_answers():
-    assert "<|user|>What is 15% of 240?<|assistant|>36</s>" in check_texts()
+def test_check_exchanges_hold_the_documented_answers():
+    assert ("What is 15% of 240?", "36") in check_exchanges()

@@ -1,0 +1,78 @@
+"""The gate's own process: loads checkpoints in an engine and writes what it computes.
+
+Started by `gate.run_gate`, with three arguments for each candidate:
+`python -m serve_app.quantize.gate_process <out> vllm:float16 <folder> <reference.npz> ...`.
+Writes `<out>/<i>.npz` for the i-th: `logprobs` and `best`, row after row.
+"""
+
+import gc
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from serve_app.domain.units import MIB
+from serve_app.reference.logprobs import Values, load_reference
+
+ENGINE_ENV = {
+    # One thread: a model this small spends its time in Python, and two threads wait for each other.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Where AMX is there, bf16 W4A16 would run as W4A8.
+    "VLLM_CPU_INT4_W4A8": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+KV_CACHE_BYTES = 64 * MIB
+
+
+def vllm_logprobs(folder: Path, dtype: str, rows: list[list[int]]) -> tuple[Values, Values]:
+    """For each token after the first of each row: its logprob, and the most likely token there."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=str(folder),
+        dtype=dtype,
+        max_model_len=512,
+        max_num_seqs=16,
+        kv_cache_memory_bytes=KV_CACHE_BYTES,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": row} for row in rows], sampling, use_tqdm=False)
+    logprobs: list[float] = []
+    best: list[int] = []
+    for row, output in zip(rows, outputs, strict=True):
+        for token, step in zip(row[1:], output.prompt_logprobs[1:], strict=True):
+            logprobs.append(step[token].logprob)
+            best.append(next(other for other, entry in step.items() if entry.rank == 1))
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+    return np.array(logprobs), np.array(best)
+
+
+def main() -> None:
+    """Answer for each candidate of the command line."""
+    out, *words = sys.argv[1:]
+    os.environ.update(ENGINE_ENV)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
+    for i, (engine, folder, reference) in enumerate(zip(*[iter(words)] * 3, strict=True)):
+        kind, dtype = engine.split(":")
+        rows = [list(row) for row in load_reference(Path(reference)).tokens]
+        if kind == "llamacpp":
+            from serve_app.engines.llamacpp_logprobs import engine_logprobs
+
+            logprobs, best = engine_logprobs(Path(folder), rows)
+        else:
+            logprobs, best = vllm_logprobs(Path(folder), dtype, rows)
+        unfinished = Path(out) / f"unfinished-{i}.npz"
+        np.savez(unfinished, logprobs=logprobs, best=best)
+        unfinished.rename(Path(out) / f"{i}.npz")
+
+
+if __name__ == "__main__":
+    main()

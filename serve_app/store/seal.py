@@ -1,0 +1,67 @@
+"""What a variant that QuanTile made must bring along before it is served: a gate that it passed.
+
+Whoever makes a variant leaves `quantile.json`, `manifest.json` and, once an engine was seen to
+compute what the weights say, `gate.json`, which names the manifest that it judged. Checkpoints from
+elsewhere have none of these, and are taken as they are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serve_app.domain.errors import CheckpointError
+from serve_app.reference.locate import QUANTIZE_JSON
+from serve_app.store.manifest import GATE_JSON, Manifest, read_manifest, verify
+
+
+class GateFile(msgspec.Struct, frozen=True):
+    """`gate.json`: the verdict on one manifest. `key`: the limits and the engine that judged."""
+
+    manifest_sha256: str
+    passed: bool
+    result: dict[str, Any]
+    key: dict[str, Any]
+    judged: str = "itself"
+    """`itself`, or `twin`: as dense weights, where no engine here has the format's kernels."""
+    schema_version: int = 2
+
+
+def read_gate(folder: Path) -> GateFile | None:
+    """The folder's verdict, None where there is none or only an older schema's."""
+    try:
+        found = msgspec.json.decode((folder / GATE_JSON).read_bytes(), type=GateFile)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    return found if found.schema_version == GateFile.__struct_defaults__[-1] else None
+
+
+def require_sealed(folder: Path) -> None:
+    """Raise `CheckpointError` if a variant of ours was not judged, failed, or was changed since.
+
+    Reads every file once.
+    """
+    if not (folder / QUANTIZE_JSON).is_file():
+        return
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(
+            f"{folder} has {QUANTIZE_JSON} but no manifest.json: it was not finished, or not "
+            "copied whole; make it again"
+        )
+    _require_passed(folder, manifest)
+    verify(folder, manifest)
+
+
+def _require_passed(folder: Path, manifest: Manifest) -> None:
+    gate = read_gate(folder)
+    judge_it = f"judge it: `quantile gate {folder}`"
+    if gate is None:
+        raise CheckpointError(f"{folder} has not passed the correctness gate; {judge_it}")
+    if not gate.passed:
+        why = "; ".join(map(str, gate.result.get("failures", [])))
+        raise CheckpointError(
+            f"{folder} failed the correctness gate and is not served: {why}; make it again"
+        )
+    if gate.manifest_sha256 != manifest.digest():
+        raise CheckpointError(f"{folder} is not what the correctness gate judged; {judge_it}")
