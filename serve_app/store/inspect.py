@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.domain.checkpoint import Checkpoint
+from serve_app.domain.checkpoint import Checkpoint, Original
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import QuantMethod, QuantScheme, stored_alike
 from serve_app.domain.tensors import TensorInfo
@@ -79,7 +79,8 @@ def _contents(
     tensors: Mapping[str, TensorInfo],
     scheme: QuantScheme,
 ) -> CheckpointContents:
-    recorded = _recorded_method(source)
+    record = source.read_json(QUANTIZE_JSON) if QUANTIZE_JSON in source.sizes else None
+    recorded = _recorded_method(source, record)
     plain_from_container = scheme.container != "compressed-tensors"
     if recorded is not None and recorded is not scheme.method:
         if not plain_from_container and stored_alike(recorded, scheme.method):
@@ -97,6 +98,7 @@ def _contents(
         weight_dtype=main_dtype(tensors),
         context_length=int(config.get("max_position_embeddings") or 0),
         recorded=recorded is not None or plain_from_container,
+        twin_of=_original(source, record),
     )
     return CheckpointContents(config, tensors, checkpoint)
 
@@ -146,17 +148,31 @@ def _read_gguf(source: Source, names: list[str]) -> CheckpointContents:
     return _contents(source, config, tensors, gguf_scheme(tensors))
 
 
-def _recorded_method(source: Source) -> QuantMethod | None:
+def _recorded_method(source: Source, record: dict[str, Any] | None) -> QuantMethod | None:
     """The method in our own record of how the checkpoint was made, if there is one."""
-    if QUANTIZE_JSON not in source.sizes:
+    if record is None:
         return None
-    method = source.read_json(QUANTIZE_JSON).get("method")
+    method = record.get("method")
     try:
         return QuantMethod(str(method))
     except ValueError:
         raise CheckpointError(
             f"{source.locate(QUANTIZE_JSON)} names method {method!r}; known: "
             f"{', '.join(QuantMethod)}"
+        ) from None
+
+
+def _original(source: Source, record: dict[str, Any] | None) -> Original | None:
+    """What the record says that the checkpoint is the dense twin of, if it is one."""
+    twin_of = (record or {}).get("twin_of")
+    if twin_of is None:
+        return None
+    try:
+        return msgspec.convert(twin_of, Original, strict=False)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            f"{source.locate(QUANTIZE_JSON)} does not say what it is a twin of ({error}): make the "
+            "twin again"
         ) from None
 
 

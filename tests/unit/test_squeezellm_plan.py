@@ -1,6 +1,7 @@
 """What a SqueezeLLM checkpoint is told to be, and what the planner counts for it."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -81,3 +82,33 @@ def test_weights_dequantized_once_are_planned_dense():
     assert held.weights == weights_from_shape(model, dense)
     gptq = dataclasses.replace(facts, scheme=QuantScheme(QuantMethod.GPTQ, 4, group_size=128))
     assert facts_as_held(settings(dequantize_once=True), gptq) is gptq
+
+
+def test_a_twin_is_told_by_its_original(tmp_path):
+    scheme = {**dataclasses.asdict(W3), "method": "squeezellm"}
+    record = {
+        "method": "unquantized",
+        "twin_of": {"variant": "w3", "scheme": scheme, "weight_bytes": 1234, "file_bytes": 1300},
+    }
+    folder = made.write_checkpoint(tmp_path, made.PLAIN)
+    (folder / "quantile.json").write_text(json.dumps(record))
+    twin = inspect_checkpoint(folder)
+    # The engine loads dense weights, so that is what is planned; what is told is the original.
+    assert twin.scheme.method is QuantMethod.UNQUANTIZED
+    assert twin.weight_bytes > 1234
+    assert (twin.told_bytes, twin.told_bits) == (1234, 3)
+    assert twin.told_scheme == "squeezellm W3A16 (dense twin)"
+    assert twin.describe() == "dense bfloat16 twin of squeezellm W3A16"
+    record["twin_of"]["weight_bytes"] = None  # a GGUF's: not known is not 0
+    (folder / "quantile.json").write_text(json.dumps(record))
+    assert inspect_checkpoint(folder).told_bytes is None
+    del record["twin_of"]["scheme"]
+    (folder / "quantile.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="does not say what it is a twin of"):
+        inspect_checkpoint(folder)
+
+
+def test_what_is_no_twin_is_told_by_itself(tmp_path):
+    checkpoint = inspect_checkpoint(made.write_checkpoint(tmp_path, PACKED, DECLARED))
+    assert checkpoint.told_bytes == checkpoint.weight_bytes
+    assert checkpoint.told_scheme == "squeezellm W3A16"
