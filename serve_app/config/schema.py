@@ -29,14 +29,20 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+_OF_LLAMACPP = frozenset(
+    {"kind", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "threads"}
+)
+
+
 class EngineSettings(StrictModel):
-    """How one engine runs. `None` leaves the choice to vLLM.
+    """How one engine runs. `None` leaves the choice to the engine.
 
     Sizes follow the plan, not the card: on a shared GPU set `kv_cache_memory_bytes` (what the
     cache may take) and `gpu_memory_utilization` (what vLLM's start-up gate checks) together.
     """
 
-    kind: Literal["vllm", "fake"] = "vllm"
+    kind: Literal["vllm", "llamacpp", "fake"] = "vllm"
+    """`llamacpp` runs GGUF on this machine's CPU cores."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: PositiveInt | None = None
     max_num_seqs: PositiveInt | None = None
@@ -60,6 +66,11 @@ class EngineSettings(StrictModel):
             raise ValueError(f"`fake` is read with kind: fake only, have kind: {self.kind}")
         if self.kind != "vllm" and self.engine_args:
             raise ValueError(f"`engine_args` is read with kind: vllm only, have kind: {self.kind}")
+        if self.kind == "llamacpp" and (ignored := sorted(self.model_fields_set - _OF_LLAMACPP)):
+            raise ValueError(
+                f"{', '.join(ignored)}: not read with kind: llamacpp, which has "
+                f"{', '.join(sorted(_OF_LLAMACPP))}"
+            )
         seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
         if seqs is not None and tokens is not None and tokens < seqs:
             raise ValueError(

@@ -69,17 +69,20 @@ class Engine(Protocol):
 
 ENGINES: dict[str, str] = {
     "vllm": "serve_app.engines.vllm_engine:start",
+    "llamacpp": "serve_app.engines.llamacpp_engine:start",
     "fake": "serve_app.engines.fake_engine:start",
 }
 
 
 def prepare_engine(spec: EngineSpec) -> None:
-    """Import what a vLLM engine's start needs and check its settings: no memory of a device.
+    """Import what an engine's start needs and check its settings: no memory of a device.
 
-    It takes seconds, in which a replica should not keep others from starting. Raises ConfigError.
+    It takes seconds, in which a replica should not keep others from starting. Raises ConfigError,
+    CheckpointError.
     """
-    if spec.settings.kind == "vllm":
-        importlib.import_module("serve_app.engines.vllm_engine").prepare(spec)
+    if spec.settings.kind != "fake":
+        module = ENGINES[spec.settings.kind].partition(":")[0]
+        importlib.import_module(module).prepare(spec)
 
 
 def engines_run_on_cpu() -> bool:

@@ -148,10 +148,13 @@ _WARNING = 3  # enum ggml_log_level; errors are 4
 _complaints: deque[str] = deque(maxlen=_LOG_LINES)
 
 
-@_LOG_CALLBACK
-def _keep_complaints(level: int, text: bytes, _: int | None) -> None:
+def _keep_complaint(level: int, text: bytes, _: int | None) -> None:
     if level >= _WARNING:
         _complaints.append(text.decode(errors="replace").strip())
+
+
+_keep = _LOG_CALLBACK(_keep_complaint)
+"""llama.cpp calls it as long as this process lives: it must not be collected."""
 
 
 def installed_version() -> str | None:
@@ -180,7 +183,7 @@ def library() -> c.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    lib.llama_log_set(c.cast(_keep_complaints, c.c_void_p), None)
+    lib.llama_log_set(c.cast(_keep, c.c_void_p), None)
     for struct, defaults in (
         (ModelParams, lib.llama_model_default_params()),
         (ContextParams, lib.llama_context_default_params()),

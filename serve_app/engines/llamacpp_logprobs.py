@@ -29,7 +29,8 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
     """Row by row, in float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return wide
 
 
 def score_prompt(model: LlamaModel, tokens: Sequence[int], n_top: int) -> PromptScore:
@@ -59,7 +60,8 @@ def engine_logprobs(
     """
     logprobs: list[float] = []
     best: list[int] = []
-    with LlamaModel(gguf_file(folder), n_threads=n_threads) as model:
+    longest = max(map(len, rows), default=1)
+    with LlamaModel(gguf_file(folder), context_length=longest, n_threads=n_threads) as model:
         for row in rows:
             score = score_prompt(model, row, 1)
             logprobs += score.logprobs

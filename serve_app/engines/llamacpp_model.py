@@ -24,8 +24,19 @@ Logits = NDArray[np.float32]
 class LlamaModel:
     """A model in this process. Not for two threads at once. Close it, or use it in `with`."""
 
-    def __init__(self, file: Path, *, vocab_only: bool = False, n_threads: int = 1) -> None:
-        """Load it; with `vocab_only` only the tokenizer. Raises CheckpointError, ConfigError."""
+    def __init__(
+        self,
+        file: Path,
+        *,
+        vocab_only: bool = False,
+        context_length: int | None = None,
+        n_threads: int = 1,
+    ) -> None:
+        """Load it; with `vocab_only` only the tokenizer. Raises CheckpointError, ConfigError.
+
+        `context_length`: most tokens of a sequence, which memory follows; None: all that the model
+        was trained for.
+        """
         self._lib = lib = library()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -37,7 +48,8 @@ class LlamaModel:
             raise CheckpointError(f"llama.cpp cannot load {file}: {complaint()}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
-        self.context_length = 0 if vocab_only else int(lib.llama_model_n_ctx_train(self._model))
+        trained = 0 if vocab_only else int(lib.llama_model_n_ctx_train(self._model))
+        self.context_length = min(trained, context_length or trained)
 
     def __enter__(self) -> Self:
         return self

@@ -47,9 +47,10 @@ def resolve(uri: str) -> Path:
             f"cannot open {uri!r} here: need reference://<variant> or a path on this machine"
         )
     path = Path(uri).expanduser()
-    if not (path / "config.json").is_file():
+    is_gguf = path.suffix == ".gguf" and path.is_file()
+    if not is_gguf and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
         raise CheckpointError(
-            f"{uri!r} is not a checkpoint folder: need {path / 'config.json'}; "
-            "give a folder with a Hugging Face checkpoint, or reference://<variant>"
+            f"{uri!r} is not a checkpoint: need {path / 'config.json'} or a .gguf file; "
+            "give a folder with a Hugging Face checkpoint, a GGUF, or reference://<variant>"
         )
     return path.resolve()

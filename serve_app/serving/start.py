@@ -36,6 +36,7 @@ from serve_app.node.runtime import runtime_dir
 from serve_app.node.watch import MemoryMetrics, MemoryWatch
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import host_footprint
+from serve_app.planning.llamacpp import llamacpp_bytes
 from serve_app.serving.placement import assigned_fraction
 from serve_app.store.facts import checkpoint_facts
 
@@ -65,13 +66,14 @@ def require_planned_share(args: VariantArgs) -> None:
 async def start_in_turn(
     args: VariantArgs, spec: EngineSpec, facts: CheckpointFacts, metrics: MemoryMetrics
 ) -> tuple[Engine, MemoryWatch]:
-    """Start a vLLM engine when it is its turn on its devices and its memory is free.
+    """Start an engine when it is its turn on its devices and its memory is free.
 
     Raises PlanError if Ray has set aside less than the engine needs, EngineError if turn or memory
     do not come in time or the engine does not start, ConfigError for settings that it refuses.
     """
     prepare_engine(spec)
-    spec = replace(spec, settings=with_planned_sizes(spec.settings))
+    if spec.settings.kind == "vllm":
+        spec = replace(spec, settings=with_planned_sizes(spec.settings))
     devices, need = _devices_and_need(args, facts)
     directory = runtime_dir()
     announce_owner(args.name, tuple(device.key for device in devices), need.need_bytes, directory)
@@ -84,6 +86,10 @@ async def start_in_turn(
 def _devices_and_need(
     args: VariantArgs, facts: CheckpointFacts
 ) -> tuple[list[DeviceMemory], StartNeed]:
+    if args.engine.kind == "llamacpp":
+        engine = args.engine
+        need_bytes = llamacpp_bytes(facts, engine.max_model_len, engine.max_num_seqs)
+        return [HostMemory()], StartNeed(args.name, need_bytes, "")
     if engines_run_on_cpu():
         host = HostMemory()
         host_bytes = host_need_bytes(args, facts, host.total_bytes())
