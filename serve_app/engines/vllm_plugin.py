@@ -10,7 +10,8 @@ if that has died meanwhile, it waits five minutes for the answer.
    nobody is left to stop the engine, and its memory blocks whatever starts next (vllm #55510).
    The kernel is asked to kill the process when its parent dies.
 3. What the kernel misses is found by a record of the process, which each writes of itself.
-4. vLLM is told of the quantization that it lacks, SqueezeLLM (`vllm_squeezellm`).
+4. vLLM is told of the quantization that it lacks, SqueezeLLM (`vllm_squeezellm`),
+   and its optional GGUF plugin is mended (`vllm_gguf`).
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from importlib.util import find_spec
 
 from serve_app.node.processes import is_alive
 from serve_app.node.registry import owner_of_this_process, register_engine_process
@@ -35,6 +37,7 @@ def register() -> None:
     _request_amx()
     _belong_to_replica()
     _offer_quantizations()
+    _mend_gguf()
 
 
 def _belong_to_replica() -> None:
@@ -56,6 +59,14 @@ def _offer_quantizations() -> None:
         from serve_app.engines import vllm_squeezellm
 
         vllm_squeezellm.offer()
+
+
+def _mend_gguf() -> None:
+    """Nothing without vLLM's optional GGUF plugin: a look at the installed packages, 0.1 ms."""
+    if "vllm" in sys.modules and find_spec("vllm_gguf_plugin") is not None:
+        from serve_app.engines import vllm_gguf
+
+        vllm_gguf.mend()
 
 
 def _die_with_parent() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     {"domain"},
-    {"planning", "routing", "rollout", "scaling", "reference data"},
+    {"planning", "routing", "rollout", "scaling", "reference data", "evaluate statistics"},
     {"config", "engines", "node", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
     {"app", "cli", "demo", "recommend"},
@@ -60,6 +60,7 @@ SQUEEZELLM_IN_VLLM = {
 SQUEEZELLM_MAKER = {
     f"serve_app.quantize.{name}" for name in ("kmeans", "make_squeezellm", "sensitivity", "twin")
 }
+GGUF_MAKER = {"serve_app.quantize.make_gguf", "serve_app.quantize.layouts.gguf"}
 EDGES = {
     "ray": {
         "serve_app.app",
@@ -79,6 +80,7 @@ EDGES = {
         "serve_app.quantize.gate_process",  # asks an engine about weights, without a server
     },
     "torch": {
+        "serve_app.engines.vllm_gguf",
         "serve_app.engines.vllm_memory",
         "serve_app.engines.vllm_squeezellm_weights",
         *SQUEEZELLM_IN_VLLM,
@@ -87,7 +89,7 @@ EDGES = {
         "serve_app.quantize.job",
         *REFERENCE_TRAINING,
     },
-    "tokenizers": REFERENCE_TRAINING,
+    "tokenizers": REFERENCE_TRAINING | {"serve_app.quantize.make_gguf"},
     "safetensors": {"serve_app.quantize.layouts", *SQUEEZELLM_MAKER, *REFERENCE_TRAINING},
     "transformers": {"serve_app.quantize.job", "serve_app.quantize.make_squeezellm"},
     "datasets": {"serve_app.quantize.job"},
@@ -95,7 +97,8 @@ EDGES = {
     "llmcompressor": {"serve_app.quantize.job"},
     "boto3": {"serve_app.store.s3"},
     "huggingface_hub": {"serve_app.store.hub"},
-    "gguf": set(),  # tests hold our reader against its writer
+    "gguf": GGUF_MAKER | {"serve_app.engines.vllm_gguf"},  # tests hold our reader against it
+    "xllamacpp": set(),  # loaded by name, in llama.cpp's own process and where a GGUF is made
     "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
     "locust": {"loadtests.locustfile", *LOCUST_SIDE},
     "gevent": {"loadtests.locustfile", *LOCUST_SIDE},
@@ -104,6 +107,7 @@ EDGES = {
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
 PURE = {"domain", "planning", "routing", "rollout", "reference data", "config", "store"} | {
+    "evaluate statistics",
     "advise",
     "node",
     "scaling",
@@ -143,6 +147,8 @@ def package(name: str) -> str:
     _, *inner = name.split(".")
     if inner[:1] == ["reference"] and len(inner) > 1 and inner[1] in REFERENCE_DATA:
         return "reference data"
+    if inner[:2] == ["evaluate", "statistics"]:
+        return "evaluate statistics"
     return inner[0] if inner else ""
 
 
