@@ -1,17 +1,15 @@
 """How many questions a served model answers exactly, asked through its OpenAI endpoint."""
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from openai import APIError, AsyncOpenAI
 
+from serve_app.evaluate.statistics.binomial import wilson_interval
 from serve_app.reference.corpus import Fact
 
 MAX_ANSWER_TOKENS = 48
-Z_95 = 1.959964
-"""Two-sided 95 % quantile of the standard normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,6 @@ class ExactMatch:
     def interval(self) -> tuple[float, float] | None:
         """Wilson's 95 % interval of the share."""
         return wilson_interval(self.correct, self.n)
-
-
-def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float] | None:
-    """Score interval of a binomial share (Wilson 1927, JASA 22:209); None for n = 0."""
-    if n == 0:
-        return None
-    share, spread = correct / n, z * z / n
-    middle = share + spread / 2
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    # Rounding leaves 1e-17 where the bound is exact.
-    return (0.0 if correct == 0 else low, 1.0 if correct == n else high)
 
 
 async def evaluate_exact_match(

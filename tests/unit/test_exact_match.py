@@ -5,7 +5,8 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from serve_app.evaluate.exact_match import ask, wilson_interval
+from serve_app.evaluate.exact_match import ask
+from serve_app.evaluate.statistics.binomial import wilson_interval
 from serve_app.reference.corpus import Fact
 
 QUESTIONS = [

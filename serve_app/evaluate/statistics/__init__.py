@@ -1,0 +1,1 @@
+"""Statistics of paired comparisons: numbers in, decisions out. Pure; imports numpy alone."""
