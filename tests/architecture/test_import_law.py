@@ -75,22 +75,27 @@ EDGES = {
         "serve_app.engines.vllm_args",
         "serve_app.engines.vllm_calibrate",  # a process of its own
         "serve_app.engines.vllm_engine",
+        "serve_app.engines.vllm_int4pack",  # one of vLLM's kernels
         "serve_app.engines.vllm_memory",  # runs in vLLM's worker
         *SQUEEZELLM_IN_VLLM,  # loaded by vLLM, of which its quantization is a part
         "serve_app.quantize.gate_process",  # asks an engine about weights, without a server
+        "serve_app.reference.speed_process",  # the same, about tokens/s
     },
     "torch": {
         "serve_app.engines.vllm_gguf",
+        "serve_app.engines.vllm_int4pack",
         "serve_app.engines.vllm_memory",
         "serve_app.engines.vllm_squeezellm_weights",
         *SQUEEZELLM_IN_VLLM,
         *SQUEEZELLM_MAKER,
         "serve_app.quantize.layouts",
         "serve_app.quantize.job",
+        "serve_app.reference.large_weights",
+        "serve_app.reference.speed_process",
         *REFERENCE_TRAINING,
     },
     "tokenizers": REFERENCE_TRAINING | {"serve_app.quantize.make_gguf"},
-    "safetensors": {"serve_app.quantize.layouts", *SQUEEZELLM_MAKER, *REFERENCE_TRAINING},
+    "safetensors": {"serve_app.reference.large_weights", "serve_app.quantize.layouts", *SQUEEZELLM_MAKER, *REFERENCE_TRAINING},
     "transformers": {"serve_app.quantize.job", "serve_app.quantize.make_squeezellm"},
     "datasets": {"serve_app.quantize.job"},
     "compressed_tensors": {"serve_app.quantize.job"},
