@@ -10,8 +10,9 @@ from serve_app.domain.units import BP_TOTAL, format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import Calibrations, EngineSizes, footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
-from serve_app.planning.support import Support, check_support
 from serve_app.planning.weights import weights_from_shape
+from serve_app.quantize.support_gpu import check_support
+from serve_app.quantize.support_rules import Support
 
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048

@@ -88,6 +88,21 @@ def cpu_model(proc: Path = Path("/proc")) -> str | None:
     return next(names, None)
 
 
+def cpu_flags(proc: Path = Path("/proc")) -> frozenset[str]:
+    """What the processor can do, by Linux's names; empty where Linux does not tell it."""
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, []))
+
+
+def has_amx(proc: Path = Path("/proc")) -> bool:
+    """Whether the processor multiplies bf16 and int8 matrices in tiles."""
+    return {"amx_tile", "amx_int8", "amx_bf16"} <= cpu_flags(proc)
+
+
 def _number(path: Path) -> int | None:
     """The file's number; None if there is no file, or it says `max`."""
     try:

@@ -10,8 +10,8 @@ from serve_app.domain.units import format_bytes
 from serve_app.planning.facts import CheckpointFacts
 from serve_app.planning.footprint import Calibrations, EngineSizes, footprint
 from serve_app.planning.plan import CacheWish, MemoryPlan, plan_memory
-from serve_app.planning.support import ADA
 from serve_app.planning.weights import weights_from_shape
+from serve_app.quantize.support_rules import ADA
 
 _CONTEXT_STEP = 1024
 _FOUR_BITS = QuantScheme(QuantMethod.GPTQ, bits=4, group_size=128, container="compressed-tensors")

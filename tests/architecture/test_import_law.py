@@ -14,10 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     {"domain"},
-    {"planning", "routing", "rollout", "scaling", "reference data", "evaluate statistics"},
+    {"planning", "routing", "rollout", "scaling", "reference data", "evaluate statistics"}
+    | {"quantize data"},
     {"config", "engines", "node", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
     {"app", "cli", "demo", "recommend"},
+    {"pipeline"},
 )
 """A package imports from its own layer and from those before it; packages form no cycle."""
 
@@ -39,11 +41,19 @@ LOAD_PURE = {"campaign", "plan", "records", "source", "analyse", "observe", "run
 REFERENCE_DATA = {"corpus", "facts", "locate", "logprobs", "stories"}
 """Modules of serve_app.reference that the serving side and the load tests may use."""
 
+QUANTIZE_DATA = {"support_cpu", "support_gpu", "support_rules"}
+"""Modules of serve_app.quantize that the planner may use: which format runs where."""
+
 LOADTESTS_MAY_IMPORT = {
     "*": {"serve_app.domain.errors", "serve_app.domain.units", "serve_app.reference.corpus"},
     "loadtests.relay_bench": {"serve_app"},  # it measures the whole serving path
 }
-SERVE_APP_MAY_IMPORT_LOADTESTS = {"serve_app.cli", "serve_app.demo", "serve_app.recommend"}
+SERVE_APP_MAY_IMPORT_LOADTESTS = {
+    "serve_app.cli",
+    "serve_app.demo",
+    "serve_app.pipeline",
+    "serve_app.recommend",
+}
 
 REFERENCE_TRAINING = {
     f"serve_app.reference.{name}" for name in ("batches", "model", "recall", "tokenizer", "train")
@@ -95,7 +105,12 @@ EDGES = {
         *REFERENCE_TRAINING,
     },
     "tokenizers": REFERENCE_TRAINING | {"serve_app.quantize.make_gguf"},
-    "safetensors": {"serve_app.reference.large_weights", "serve_app.quantize.layouts", *SQUEEZELLM_MAKER, *REFERENCE_TRAINING},
+    "safetensors": {
+        "serve_app.reference.large_weights",
+        "serve_app.quantize.layouts",
+        *SQUEEZELLM_MAKER,
+        *REFERENCE_TRAINING,
+    },
     "transformers": {"serve_app.quantize.job", "serve_app.quantize.make_squeezellm"},
     "datasets": {"serve_app.quantize.job"},
     "compressed_tensors": {"serve_app.quantize.job"},
@@ -112,6 +127,7 @@ EDGES = {
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
 PURE = {"domain", "planning", "routing", "rollout", "reference data", "config", "store"} | {
+    "quantize data",
     "evaluate statistics",
     "advise",
     "node",
@@ -152,6 +168,8 @@ def package(name: str) -> str:
     _, *inner = name.split(".")
     if inner[:1] == ["reference"] and len(inner) > 1 and inner[1] in REFERENCE_DATA:
         return "reference data"
+    if inner[:1] == ["quantize"] and len(inner) > 1 and inner[1] in QUANTIZE_DATA:
+        return "quantize data"
     if inner[:2] == ["evaluate", "statistics"]:
         return "evaluate statistics"
     return inner[0] if inner else ""

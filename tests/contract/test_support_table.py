@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: its own limits are what is compared")
 
-from serve_app.planning.support import (
+from serve_app.quantize.support_gpu import FLASHINFER_HEAD_DIMS, FP8_CACHE
+from serve_app.quantize.support_rules import (
     AMPERE,
-    FLASHINFER_HEAD_DIMS,
-    FP8_CACHE,
     RULES,
     TURING,
 )

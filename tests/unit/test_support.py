@@ -5,8 +5,12 @@ import pytest
 from serve_app.config.gpus import load_gpus
 from serve_app.domain.quant import QuantMethod, QuantScheme
 from serve_app.planning.shape import ModelShape
-from serve_app.planning.support import RULES, check_support
-from serve_app.quantize.recipes import RECIPES
+from serve_app.quantize.catalogue import recipe, recipes
+from serve_app.quantize.support import Format, How, format_of, served_here
+from serve_app.quantize.support_cpu import CPU_RULES, Cpu, check_cpu, cpu_kind
+from serve_app.quantize.support_gpu import check_stored, check_support
+from serve_app.quantize.support_rules import Stored
+from serve_app.quantize.support_table import SUPPORT_MD, support_markdown
 
 GPUS = load_gpus()
 CT = "compressed-tensors"
@@ -47,7 +51,7 @@ FROM_ADA = HOPPER | {"L4", "L40S", "B200"}
         (dataclasses.replace(AWQ_CT, bits=8), HOPPER, HOPPER),
         (dataclasses.replace(GPTQ, symmetric=False), frozenset(), frozenset()),
         (QuantScheme(QuantMethod.GGUF, 4, container="gguf"), frozenset(), frozenset()),
-        (QuantScheme(QuantMethod.SQUEEZELLM, 4), frozenset(), frozenset()),
+        (QuantScheme(QuantMethod.SQUEEZELLM, 4), ALL, ALL),
         (dataclasses.replace(GPTQ_CT, bits=3), frozenset(), frozenset()),
     ],
     ids=lambda value: value.describe() if isinstance(value, QuantScheme) else "",
@@ -121,7 +125,156 @@ def test_latent_attention_needs_ampere():
     assert check_support(BF16, GPUS["A10G"], shape=DEEPSEEK).runs
 
 
-def test_every_recipe_has_a_rule():
-    for recipe in RECIPES.values():
-        assert any(rule.covers(recipe.scheme) for rule in RULES), recipe.name
-        assert check_support(recipe.scheme, GPUS["H100"]).runs, recipe.name
+MACHINES = [Cpu.AVX512, Cpu.AMX, *GPUS.values()]
+
+
+def name_of(machine) -> str:
+    return machine.value if isinstance(machine, Cpu) else machine.name
+
+
+def served(name, machine, **more):
+    chosen = recipe(name)
+    engine, dtype = chosen.engine.kind, chosen.engine.dtype
+    return served_here(format_of(chosen), engine, dtype, machine, **more)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=name_of)
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_has_a_definite_answer_on_every_machine(name, machine):
+    answer = served(name, machine)
+    assert "no rule" not in answer.reason
+    assert (answer.engine is None) == (answer.how is How.REFUSED)
+    assert answer.how is How.AS_ITSELF or (answer.reason and answer.fix), "says why, and what to do"
+    assert answer.native or answer.reason
+
+
+TWINS = {
+    "fp8-dynamic", "fp8-static", "gptq-act-order", "gptq-w2", "gptq-w3", "rtn-w2", "rtn-w3",
+    "int8-weight-only",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cpu", "twins"),
+    [(Cpu.AVX512, TWINS | {"fp8-block"}), (Cpu.AMX, TWINS | {"int8-static-sym"})],
+)
+def test_what_is_judged_as_a_twin_on_cpus(cpu, twins):
+    hows = {name: served(name, cpu).how for name in recipes()}
+    assert {name for name, how in hows.items() if how is How.AS_TWIN} == twins
+    assert How.REFUSED not in hows.values()
+
+
+def test_all_but_plain_weights_and_llamacpp_need_avx512():
+    runs = {name for name in recipes() if served(name, Cpu.PLAIN).how is How.AS_ITSELF}
+    assert {recipe(name).method for name in runs} == {
+        QuantMethod.UNQUANTIZED, QuantMethod.GGUF, QuantMethod.SQUEEZELLM,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "dtype", "message"),
+    [
+        ("int8", Cpu.AVX512, "float16", "aborts the process"),
+        ("fp8-block", Cpu.AMX, "float16", "no kernel"),
+        ("gptq", Cpu.AVX512, "float32", "cpu_gemm_wna16"),
+    ],
+)
+def test_a_dtype_that_kills_the_engine_is_refused_with_the_one_to_set(name, cpu, dtype, message):
+    answer = served_here(format_of(recipe(name)), "vllm", dtype, cpu)
+    assert answer.how is How.REFUSED
+    assert message in answer.reason
+    assert answer.fix.startswith("set dtype: b")
+
+
+def test_bf16_four_bits_on_amx_says_what_is_set_against_w4a8():
+    parts = format_of(recipe("gptq"))
+    assert "VLLM_CPU_INT4_W4A8=0" in served_here(parts, "vllm", "bfloat16", Cpu.AMX).reason
+    assert not served_here(parts, "vllm", "bfloat16", Cpu.AVX512).reason
+
+
+def test_an_fp8_block_checkpoint_runs_on_amx_otherwise_than_declared():
+    answer = served("fp8-block", Cpu.AMX)
+    assert answer.how is How.AS_ITSELF
+    assert not answer.native
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "installed", "how"),
+    [
+        ("gguf-q4-k-m", "llamacpp", {}, How.AS_ITSELF),
+        ("gguf-q4-k-m", "llamacpp", {"has_llamacpp": False}, How.AS_TWIN),
+        ("gguf-q4-k-m", "vllm", {}, How.AS_TWIN),
+        ("gguf-q4-k-m", "vllm", {"has_gguf_plugin": True}, How.AS_ITSELF),
+        ("gguf-f16", "vllm", {"has_gguf_plugin": True}, How.AS_TWIN),
+        ("gptq", "llamacpp", {}, How.REFUSED),
+    ],
+)
+def test_gguf_by_engine_and_by_what_is_installed(name, engine, installed, how):
+    answer = served_here(format_of(recipe(name)), engine, "float16", Cpu.AVX512, **installed)
+    assert answer.how is how
+    assert how is How.AS_ITSELF or answer.fix
+
+
+def test_details_that_a_scheme_does_not_tell():
+    l4, h100 = GPUS["L4"], GPUS["H100"]
+    assert not check_stored(Stored(GPTQ_CT, group_order=True), h100).runs
+    assert not check_stored(Stored(GPTQ_CT, floating=True), h100).runs
+    assert not check_stored(Stored(W4A8), h100).runs, "integers have a kernel on CPUs only"
+    assert check_stored(Stored(W4A8, floating_activations=True), h100).runs
+    assert not check_stored(Stored(W4A8, floating_activations=True), l4).runs
+
+
+def test_a_mixed_variant_runs_where_all_its_precisions_do():
+    mixed = format_of(recipe("mixed"))
+    assert {part.scheme.method for part in mixed.parts} == {QuantMethod.INT8_W8A8, QuantMethod.GPTQ}
+    assert served("mixed", GPUS["L4"]).how is How.AS_ITSELF
+    assert served("mixed", GPUS["B200"]).how is How.AS_TWIN
+
+
+def test_an_fp8_cache_of_a_recipe_needs_ada():
+    assert served("gptq-kv-fp8", GPUS["A10G"]).how is How.AS_TWIN
+    assert served("gptq-kv-fp8", GPUS["L4"]).how is How.AS_ITSELF
+    assert served("gptq-kv-fp8", Cpu.AVX512).how is How.AS_ITSELF
+
+
+def test_every_rule_for_cpus_is_reached():
+    """A rule that an earlier one hides decides nothing."""
+    fp4 = dataclasses.replace(GPTQ_CT, bits=4)
+    odd = [
+        Stored(fp4, floating=True),
+        Stored(W4A8, floating_activations=True),
+        Stored(dataclasses.replace(GPTQ, bits=8)),
+    ]
+    stored = [part for each in recipes().values() for part in format_of(each).parts] + odd
+    first = {
+        next(rule.name for rule in CPU_RULES if rule.covers(part))
+        for part in stored
+        if part.scheme.method is not QuantMethod.GGUF
+    }
+    assert first == {rule.name for rule in CPU_RULES}
+    assert not any(check_cpu(part, Cpu.AMX).runs for part in odd)
+
+
+def test_an_unknown_format_is_refused_by_name():
+    odd = Stored(QuantScheme(QuantMethod.MIXED, 8, container=CT))
+    answer = served_here(Format((odd,)), "vllm", "bfloat16", Cpu.AMX)
+    assert "no rule for mixed W8A16" in answer.reason
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ({"avx2"}, Cpu.PLAIN),
+        ({"avx2", "avx512f"}, Cpu.AVX512),
+        ({"avx512f", "amx_tile"}, Cpu.AVX512),
+        ({"avx512f", "amx_tile", "amx_int8", "amx_bf16"}, Cpu.AMX),
+        (set(), Cpu.PLAIN),
+    ],
+)
+def test_the_kind_of_cpu_by_its_flags(flags, kind):
+    assert cpu_kind(frozenset(flags)) is kind
+
+
+def test_the_page_is_the_table():
+    """Renew it with `python -m serve_app.quantize.support_table`."""
+    assert SUPPORT_MD.read_text(encoding="utf-8") == support_markdown()

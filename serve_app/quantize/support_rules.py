@@ -1,16 +1,14 @@
-"""Which quantization scheme runs on which GPU in vLLM 0.32, as data; what to do where it does not.
+"""Which stored format runs on which GPU in vLLM 0.32, as data; what to do where it does not.
 
 Read from vLLM's own classes: `declared_by` names the one whose `get_min_capability` gives the
 floor, and a contract test compares. "Native" says that it computes as the scheme declares: FP8 W8A8
 below compute capability 8.9 runs, but as 8-bit weights with 16-bit activations.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.quant import QuantMethod, QuantScheme
-from serve_app.planning.shape import ModelShape
 
 ComputeCapability = tuple[int, int]
 TURING, AMPERE, ADA, HOPPER, BLACKWELL = (7, 5), (8, 0), (8, 9), (9, 0), (10, 0)
@@ -29,6 +27,25 @@ class Support:
     native: bool
     reason: str = ""
     fix: str = ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One precision of a checkpoint, with what decides about kernels and a scheme does not say.
+
+    `per` is what shares a weight's scale; `static` and `symmetric_activations` are about scales of
+    activations; `group_order` is a g_idx in the checkpoint (activation order "group").
+    """
+
+    scheme: QuantScheme
+    per: Literal["tensor", "channel", "group", "block"] = "group"
+    floating: bool = False
+    """Weights are floating-point numbers: FP8; NVFP4 and MXFP4 with 4 bits."""
+    floating_activations: bool = False
+    static: bool = False
+    symmetric_activations: bool = True
+    group_order: bool = False
+    gguf_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,8 @@ class Rule:
         )
 
 
-_WEIGHT_ONLY = frozenset({QuantMethod.GPTQ, QuantMethod.AWQ})
-_OTHER_SCHEME = "take another variant: FP8 or 4-bit weights (GPTQ, AWQ) run from 7.5 on"
+_WEIGHT_ONLY = frozenset({QuantMethod.GPTQ, QuantMethod.AWQ, QuantMethod.RTN})
+OTHER_SCHEME = "take another variant: FP8 or 4-bit weights (GPTQ, AWQ) run from 7.5 on"
 
 RULES: tuple[Rule, ...] = (
     Rule("unquantized", frozenset({QuantMethod.UNQUANTIZED}), TURING),
@@ -151,6 +168,14 @@ RULES: tuple[Rule, ...] = (
         container="compressed-tensors",
     ),
     Rule(
+        "2-, 3-, 5-, 6- and 7-bit weights",
+        _WEIGHT_ONLY,
+        TURING,
+        bits=frozenset({2, 3, 5, 6, 7}),
+        never="vLLM 0.32 has kernels for 4 and 8 bits only",
+        fix="quantize to 4 or 8 bits, or serve the dense twin",
+    ),
+    Rule(
         "mixed precision",
         frozenset({QuantMethod.MIXED}),
         TURING,
@@ -162,129 +187,15 @@ RULES: tuple[Rule, ...] = (
         "GGUF",
         frozenset({QuantMethod.GGUF}),
         TURING,
-        never="vLLM 0.32 has no GGUF loader of its own",
-        fix="install vllm-gguf-plugin, or convert to compressed-tensors",
+        never="vLLM 0.32 has no GGUF loader of its own; vllm-gguf-plugin has one, which QuanTile "
+        "mends and has not run on a GPU yet",
+        fix="serve it on CPU with `engine: {kind: llamacpp}`, or take a GPTQ or AWQ variant",
     ),
     Rule(
         "SqueezeLLM",
         frozenset({QuantMethod.SQUEEZELLM}),
-        TURING,
-        never="vLLM 0.32 has no SqueezeLLM kernel",
-        fix="take a GPTQ or AWQ variant",
+        TURING,  # plain torch, in QuanTile's own plugin of vLLM
+        declared_by="serve_app.engines.vllm_squeezellm.SqueezeLLMConfig",
     ),
 )
 """The first rule that covers a scheme decides."""
-
-FP8_CACHE = frozenset({"fp8", "fp8_e4m3", "fp8_e5m2"})
-FLASHINFER_HEAD_DIMS = frozenset({64, 128, 256, 512})
-
-
-def check_support(
-    scheme: QuantScheme,
-    gpu: GpuProfile,
-    dtype: str = "auto",
-    kv_cache_dtype: str | None = None,
-    shape: ModelShape | None = None,
-) -> Support:
-    """Whether vLLM 0.32 runs a checkpoint of this scheme on this GPU type, and how.
-
-    `dtype` and `kv_cache_dtype` by vLLM's names. With a `shape`, its attention is checked too.
-    """
-    checks = list(_checks(scheme, gpu, dtype, kv_cache_dtype or "auto", shape))
-    refused = [check for check in checks if not check.runs]
-    if refused:
-        return refused[0]
-    reasons = "; ".join(check.reason for check in checks if check.reason)
-    return Support(runs=True, native=all(check.native for check in checks), reason=reasons)
-
-
-def _checks(
-    scheme: QuantScheme, gpu: GpuProfile, dtype: str, cache: str, shape: ModelShape | None
-) -> Iterator[Support]:
-    yield _scheme(scheme, gpu)
-    yield _dtype(scheme, gpu, dtype)
-    if cache in FP8_CACHE:
-        yield _fp8_cache(scheme, gpu, cache, shape)
-    if shape is not None and shape.latent_dim and gpu.compute_capability < AMPERE:
-        yield _refuse(
-            f"latent attention needs FlashAttention, compute capability 8.0; {_has(gpu)}",
-            "take an Ampere GPU or newer",
-        )
-
-
-def _scheme(scheme: QuantScheme, gpu: GpuProfile) -> Support:
-    rule = next((rule for rule in RULES if rule.covers(scheme)), None)
-    if rule is None:
-        return _refuse(
-            f"no rule for {scheme.describe()} ({scheme.container}): vLLM 0.32 has no kernel for it "
-            "that QuanTile knows",
-            "quantize to 4 or 8 bits",
-        )
-    if rule.never:
-        return _refuse(f"{rule.name}: {rule.never}", rule.fix)
-    have = gpu.compute_capability
-    if have < rule.floor:
-        return _refuse(
-            f"{rule.name} needs compute capability {_dotted(rule.floor)}; {_has(gpu)}",
-            rule.fix or _OTHER_SCHEME,
-        )
-    if rule.ceiling is not None and have >= rule.ceiling:
-        return _refuse(
-            f"{rule.name} runs below compute capability {_dotted(rule.ceiling)}; {_has(gpu)}",
-            rule.fix,
-        )
-    if rule.native_floor is not None and have < rule.native_floor:
-        return Support(True, False, f"{rule.name} on {gpu.name}: {rule.below_native}")
-    return Support(True, True)
-
-
-def _dtype(scheme: QuantScheme, gpu: GpuProfile, dtype: str) -> Support:
-    if dtype == "float32" and scheme.method is not QuantMethod.UNQUANTIZED:
-        return _refuse("the GPU kernels for quantized weights have no float32", "dtype: float16")
-    if gpu.compute_capability >= AMPERE:
-        return Support(True, True)
-    if dtype == "bfloat16":
-        return _refuse(f"bfloat16 needs compute capability 8.0; {_has(gpu)}", "set dtype: float16")
-    if dtype == "auto":
-        return Support(True, True, f"bfloat16 weights run as float16 on {gpu.name}")
-    return Support(True, True)
-
-
-def _fp8_cache(
-    scheme: QuantScheme, gpu: GpuProfile, cache: str, shape: ModelShape | None
-) -> Support:
-    fix = "leave kv_cache_dtype at auto"
-    latent = shape is not None and shape.latent_dim > 0
-    if cache == "fp8_e5m2" and scheme.container == "fp8":
-        return _refuse("vLLM refuses an fp8_e5m2 KV cache with an FP8 checkpoint", "take fp8_e4m3")
-    if cache == "fp8_e5m2" and latent:
-        return _refuse("no backend for latent attention has an fp8_e5m2 KV cache", "take fp8_e4m3")
-    have = gpu.compute_capability
-    if have >= ADA:
-        return Support(True, True)
-    if have < AMPERE or latent:
-        return _refuse(f"an FP8 KV cache needs compute capability 8.9 here; {_has(gpu)}", fix)
-    if cache != "fp8_e5m2":
-        return _refuse(
-            f"an FP8 KV cache of e4m3 needs compute capability 8.9; {_has(gpu)}",
-            f"take fp8_e5m2, or {fix}",
-        )
-    if shape is not None and shape.head_dim not in FLASHINFER_HEAD_DIMS:
-        return _refuse(
-            f"an FP8 KV cache on {gpu.name} is FlashInfer's alone, which has heads of 64, 128, 256 "
-            f"and 512; the model's have {shape.head_dim}",
-            fix,
-        )
-    return Support(True, False, f"FP8 KV cache on {gpu.name}: FlashInfer converts at each read")
-
-
-def _refuse(reason: str, fix: str) -> Support:
-    return Support(runs=False, native=False, reason=reason, fix=fix)
-
-
-def _has(gpu: GpuProfile) -> str:
-    return f"{gpu.name} has {_dotted(gpu.compute_capability)}"
-
-
-def _dotted(capability: ComputeCapability) -> str:
-    return ".".join(map(str, capability))
