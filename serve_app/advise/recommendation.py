@@ -1,6 +1,6 @@
 """The recommendation: the choice for all load levels and for each, the variant set, the split."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from serve_app.advise.candidates import Status, Terms, standings
@@ -52,14 +52,16 @@ class Recommendation:
         return self.overall.chosen if self.verdict is Verdict.PASS else None
 
 
-def recommend(evidence: Evidence, terms: Terms) -> Recommendation:
-    """The whole recommendation, from evidence alone."""
+def recommend(
+    evidence: Evidence, terms: Terms, served: Collection[str] | None = None
+) -> Recommendation:
+    """The whole recommendation, from evidence alone. `served`: who can stand in; None: all."""
     overall = choose(evidence, terms)
     by_level = tuple(choose(evidence, replace(terms, levels=(level,))) for level in terms.levels)
     turns = crossings(evidence, terms.levels)
     verdict = Verdict.ERROR if evidence.broken else overall.verdict
     chosen = overall.chosen if verdict is Verdict.PASS else None
-    variant_set = () if chosen is None else (chosen, *_stand_in(evidence, terms, chosen))
+    variant_set = () if chosen is None else (chosen, *_stand_in(evidence, terms, chosen, served))
     return Recommendation(
         verdict=verdict,
         terms=terms,
@@ -94,8 +96,15 @@ def split_of(variant_set: tuple[str, ...]) -> dict[str, int] | None:
     return {name: BP_TOTAL if i == 0 else 0 for i, name in enumerate(variant_set)}
 
 
-def _stand_in(evidence: Evidence, terms: Terms, chosen: str) -> tuple[str, ...]:
+def _stand_in(
+    evidence: Evidence, terms: Terms, chosen: str, served: Collection[str] | None
+) -> tuple[str, ...]:
     """The best of the others that qualify: a failing variant has somebody to fall back on."""
-    others = replace(evidence, variants=tuple(v for v in evidence.variants if v.name != chosen))
+    left = [
+        each
+        for each in evidence.variants
+        if each.name != chosen and (served is None or each.name in served)
+    ]
+    others = replace(evidence, variants=tuple(left))
     second = choose(others, terms).leader
     return () if second is None else (second,)

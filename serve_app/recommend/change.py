@@ -42,6 +42,10 @@ class Change:
     """Of the minimum replicas and those that have room; empty without GPUs."""
     n_gpus: int | None = None
     usd_per_hour: float | None = None
+    kept: tuple[str, ...] = ()
+    """The variants that the file then serves, the chosen one first."""
+    removed: tuple[str, ...] = ()
+    """Those that it serves no longer."""
     left_out: tuple[str, ...] = ()
     """Stand-ins for which there was no room."""
 
@@ -54,7 +58,7 @@ def change_of(
     Stand-ins that do not fit `gpus` are left out, the last first. Raises ConfigError where the
     text cannot be changed so, PlanError where not even the first fits.
     """
-    kept = list(variant_set)
+    known, kept = served.names, list(variant_set)
     fleet = None
     while kept:
         fleet = _fleet(served, kept, gpu, gpus)
@@ -77,6 +81,8 @@ def change_of(
         packing=_layouts(fleet),
         n_gpus=None if fleet is None else fleet.packing.needed_gpus,
         usd_per_hour=None if fleet is None else fleet.packing.price_usd_per_hour,
+        kept=tuple(kept),
+        removed=tuple(name for name in known if name not in kept),
         left_out=tuple(name for name in variant_set if name not in kept),
     )
 

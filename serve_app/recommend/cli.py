@@ -10,10 +10,10 @@ from rich.console import Console
 from serve_app.advise.candidates import DEFAULT_WEIGHTS, Goal, Terms
 from serve_app.advise.evidence import AxisKind, Evidence
 from serve_app.advise.recommendation import recommend as decide
-from serve_app.domain.errors import ConfigError
+from serve_app.domain.errors import CallerError, ConfigError
 from serve_app.domain.units import GIB, KIB, MIB
 from serve_app.domain.verdict import Verdict
-from serve_app.recommend.change import Change, change_of, write_change
+from serve_app.recommend.change import change_of, write_change
 from serve_app.recommend.gather import Gathered, Inputs, gather
 from serve_app.recommend.report import Report, write_report
 
@@ -93,9 +93,8 @@ def recommend(
     --config configs/prod.yaml --gpu L4 --gpus 4 --goal cheapest --quality-bar 0.01 --write
     """
     inputs = Inputs(
-        tuple(runs), quality, config, assume, gpu, usd_per_hour, latency,
-        **({} if not quality_bar else {"quality_margin": quality_bar}),
-    )  # fmt: skip
+        tuple(runs), quality, config, assume, gpu, usd_per_hour, latency, quality_bar or None
+    )
     _require_sense(config, gpu, gpus, write or patched is not None)
     max_bytes = None if memory is None else parse_size(memory)
     if goal is Goal.MEMORY_BOUND and max_bytes is None and gpus is None:
@@ -107,7 +106,7 @@ def recommend(
     terms = Terms(goal, _levels(found.evidence, level), quality_bar, max_bytes, gpus, parsed)
     report = make_report(found, terms, gpu, gpus, sources_of(inputs))
     _show(console, report, write_report(report, out))
-    _apply(console, report.change, write, patched)
+    _apply(console, report, write, patched)
     raise typer.Exit(EXIT_STATUS[report.recommendation.verdict])
 
 
@@ -115,11 +114,15 @@ def make_report(
     found: Gathered, terms: Terms, gpu: str | None, gpus: int | None, sources: tuple[str, ...]
 ) -> Report:
     """The recommendation, and the change that follows from it."""
-    recommendation = decide(found.evidence, terms)
-    change = None
+    served = None if found.served is None else found.served.names
+    recommendation = decide(found.evidence, terms, served)
+    change, why = None, None
     if recommendation.chosen is not None and found.served is not None:
-        change = change_of(found.served, recommendation.variant_set, gpu, gpus)
-    return Report(found.evidence, recommendation, change, sources)
+        try:
+            change = change_of(found.served, recommendation.variant_set, gpu, gpus)
+        except CallerError as error:  # the recommendation holds all the same
+            why = str(error)
+    return Report(found.evidence, recommendation, change, sources, why)
 
 
 def sources_of(inputs: Inputs) -> tuple[str, ...]:
@@ -185,11 +188,17 @@ def _show(console: Console, report: Report, written: tuple[Path, ...]) -> None:
         console.print(f"measure next: {step}")
     if report.change is not None:
         console.print(change_text(report))
+    if report.no_change is not None:
+        console.print(f"no change: {report.no_change}")
     console.print(f"report: {', '.join(map(str, written[:3]))}")
 
 
-def _apply(console: Console, change: Change | None, write: bool, patched: Path | None) -> None:
+def _apply(console: Console, report: Report, write: bool, patched: Path | None) -> None:
+    """Raises ConfigError where the file was to be changed and cannot be."""
+    change = report.change
     if change is None:
+        if (write or patched is not None) and report.no_change is not None:
+            raise ConfigError(f"the report is written, the change is not: {report.no_change}")
         if write or patched is not None:
             console.print("nothing is written: nothing is recommended")
         return

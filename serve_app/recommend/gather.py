@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from serve_app.advise.candidates import DEFAULT_BAR
 from serve_app.advise.contrasts import Contrast, Interval, smaller_is_better
 from serve_app.advise.evidence import (
     COST,
@@ -39,8 +38,8 @@ class Inputs:
     gpu: str | None = None
     usd_per_hour: float | None = None
     latency: str = "e2e-p95"
-    quality_margin: float = DEFAULT_BAR
-    """Relative losses within it count as none."""
+    quality_margin: float | None = None
+    """Relative losses of score within it count as none; None: as the evaluation's own bar."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ def render_markdown(report: Report, pictures: Sequence[str]) -> str:
         *(f"![{name.partition('.')[0]}]({name})" for name in pictures),
         *(titled(table) for table in tables if table is not None),
     ]
+    if report.no_change is not None:
+        parts += ["## The change", escaped(f"None: {report.no_change}")]
     if change is not None:
         packed = packing_table(report)
         parts += ["## The change", escaped(change_text(report))]

@@ -104,6 +104,8 @@ def _headline(report: Report) -> Html:
 
 def _change(report: Report) -> list[Html]:
     change = report.change
+    if report.no_change is not None:
+        return [tag("p", f"The Serve file is not changed: {report.no_change}")]
     if change is None:
         return []
     text = change.diff or "The file says it already."
@@ -117,9 +119,10 @@ def change_text(report: Report) -> str:
     change, found = report.change, report.recommendation
     if change is None or found.chosen is None:
         return ""
-    others = [name for name in found.variant_set[1:] if name not in change.left_out]
+    others = change.kept[1:]
     text = f"{change.path}: all traffic to {found.chosen}"
     text += f"; {', '.join(others)} stands in, reachable by its pin" if others else ""
+    text += f"; no longer served: {', '.join(change.removed)}" if change.removed else ""
     if change.left_out:
         text += f"; no room for {', '.join(change.left_out)} to stand in"
     if change.n_gpus is not None:

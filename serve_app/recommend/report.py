@@ -26,6 +26,8 @@ class Report:
     """None: not decided, or no Serve file was given."""
     sources: tuple[str, ...]
     """The files that the evidence is from."""
+    no_change: str | None = None
+    """Why the Serve file cannot be changed as recommended."""
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -66,7 +68,6 @@ def encode(report: Report) -> bytes:
         "sentences": found.sentences,
         "remarks": found.remarks,
         "next_steps": found.overall.next_steps,
-        "variant_set": found.variant_set,
         "split_bp": found.split_bp,
         "change": change and {
             "path": str(change.path),
@@ -74,8 +75,11 @@ def encode(report: Report) -> bytes:
             "packing": change.packing,
             "gpus": change.n_gpus,
             "usd_per_hour": change.usd_per_hour,
+            "variants": change.kept,
+            "removed": change.removed,
             "left_out": change.left_out,
         },
+        "no_change": report.no_change,
         "recommendation": found,
         "evidence": {
             "model": report.evidence.model,

@@ -8,6 +8,7 @@ from serve_app.advise.evidence import Memory
 from serve_app.config.calibration import calibrations
 from serve_app.config.gpus import find_gpu, load_gpus
 from serve_app.config.schema import VariantArgs
+from serve_app.config.serve_file import check_serve_file
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import BP_TOTAL
@@ -24,6 +25,8 @@ class Served:
     """A Serve file as the recommendation sees it."""
 
     path: Path
+    names: tuple[str, ...]
+    """All variants, those of fake engines included."""
     file: FleetFile
     memory: Mapping[str, Memory]
     refused: Mapping[str, str]
@@ -52,7 +55,8 @@ def read_served(path: Path, gpu: str | None, *, assume: Path | None = None) -> S
         else:
             memory[variant.args.name] = found
     gates = {v.args.name: verdict for v in file.variants if (verdict := gate_of(v.args))}
-    return Served(path, file, memory, refused, gates)
+    names = tuple(args.name for args in check_serve_file(path))
+    return Served(path, names, file, memory, refused, gates)
 
 
 def _memory(
