@@ -1,0 +1,51 @@
+"""What can be known to go wrong before anything expensive starts."""
+
+import socket
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from serve_app.domain.errors import ConfigError
+from serve_app.pipeline.decide import Step
+from serve_app.pipeline.pipeline_file import PipelineFile
+from serve_app.pipeline.schema import Make, Measure, Validate, variant_of
+from serve_app.quantize.runner import quantize_python
+
+
+def check_ready(file: PipelineFile, left: Sequence[Step], console: Console) -> None:
+    """Raise a QuantileError where a stage that is left could not run; say what it will take."""
+    stages = [step.stage for step in left]
+    if any(isinstance(stage, Make) for stage in stages):
+        quantize_python()
+        _check_jobs(file, [stage for stage in stages if isinstance(stage, Make)], console)
+    trials = [stage for stage in stages if isinstance(stage, Measure | Validate)]
+    if trials:
+        require_free(file.pipeline.port)
+    names = {stage.name for stage in trials}
+    loads = [each for name, each in file.campaigns.items() if name in names]
+    seconds = sum(each.planned_s(len(each.variant_names())) for each in loads)
+    text = f"{len(stages)} stages to run: {', '.join(stage.name for stage in stages)}"
+    text += f"; campaigns take {seconds / 60:.1f} minutes of it" if loads else ""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def require_free(port: int) -> None:
+    """Raise ConfigError where something listens on the endpoint's port already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be listened on ({error.strerror}): end what uses it (`serve "
+                "shutdown`, or the `serve run` that owns it), or set another `port` in the pipeline"
+            ) from None
+
+
+def _check_jobs(file: PipelineFile, stages: Sequence[Make], console: Console) -> None:
+    from serve_app.quantize.preflight import check_job
+
+    for stage in stages:
+        for name in map(variant_of, stage.recipes):
+            for line in check_job(file.base, file.recipes[name]):
+                console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,84 @@
+"""The Serve config file of a stage: the variants at hand behind one router, as plain data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve_app.config.serve_file import (
+    ROUTE_PREFIX,
+    ROUTER_IMPORT,
+    VARIANT_IMPORT,
+    check_serve_file,
+)
+from serve_app.domain.units import BP_TOTAL
+from serve_app.pipeline.findings import MadeVariant
+from serve_app.pipeline.pipeline_file import PipelineFile, engine_of
+
+HEAD = "# Written by `quantile pipeline`: the variants as it staged them. `serve run` takes it.\n"
+
+
+def equal_shares(names: Sequence[str]) -> dict[str, int]:
+    """Basis points as equal as they can be; the first ones have one more."""
+    each, rest = divmod(BP_TOTAL, len(names))
+    return {name: each + (i < rest) for i, name in enumerate(names)}
+
+
+def serve_config(
+    file: PipelineFile, variants: Sequence[MadeVariant], shares_bp: Mapping[str, int]
+) -> dict[str, Any]:
+    """A Ray Serve config as `configs/local.yaml` is one. `variants`: the baseline first."""
+    pipeline = file.pipeline
+    router = {
+        "name": "router",
+        "route_prefix": "/",
+        "import_path": ROUTER_IMPORT,
+        "args": {"model": pipeline.model, "ingress_url": f"http://127.0.0.1:{pipeline.port}"},
+        "deployments": [
+            {
+                "name": "VariantRouter",
+                "num_replicas": 1,
+                "user_config": {
+                    "split": dict(shares_bp),
+                    "fallback": [each.name for each in variants],
+                },
+            }
+        ],
+    }
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": pipeline.port},
+        "applications": [router, *(_application(file, each) for each in variants)],
+    }
+
+
+def write_serve_file(
+    path: Path,
+    file: PipelineFile,
+    variants: Sequence[MadeVariant],
+    shares_bp: Mapping[str, int] | None,
+) -> Mapping[str, int]:
+    """Write it and check it; the shares that it serves. Raises ConfigError."""
+    shares = shares_bp or equal_shares([each.name for each in variants])
+    text = yaml.safe_dump(serve_config(file, variants, shares), sort_keys=False)
+    path.write_text(HEAD + text, encoding="utf-8")
+    check_serve_file(path)
+    return shares
+
+
+def _application(file: PipelineFile, made: MadeVariant) -> dict[str, Any]:
+    recipe = file.recipes[made.name]
+    engine = engine_of(file.pipeline, recipe, as_twin=made.is_twin)
+    return {
+        "name": made.name,
+        "route_prefix": f"{ROUTE_PREFIX}{made.name}",
+        "import_path": VARIANT_IMPORT,
+        "args": {
+            "model": file.pipeline.model,
+            "name": made.name,
+            "checkpoint": made.served,
+            "method": made.method,
+            "engine": engine.model_dump(mode="json", exclude_unset=True),
+        },
+    }
