@@ -21,61 +21,73 @@ EXIT_STATUS = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdic
 _UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB}
 
 
-def recommend(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs of `quantile loadtest`.")],
-    quality: Annotated[
-        Path | None, typer.Option(help="quality.json of `quantile eval`.", show_default=False)
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="The Serve file: memory by its plan, and what the change is made to."),
-    ] = None,
-    goal: Annotated[Goal, typer.Option(help="What the choice is for.")] = Goal.HIGHEST_QUALITY,
-    level: Annotated[
-        list[str] | None,
-        typer.Option(help="A load level to hold; repeat. Default: those that gate the campaign."),
-    ] = None,
-    quality_bar: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Relative loss of score that is allowed, as 0.01. "
-            "Default: what the evaluation judged.",
-        ),
-    ] = None,
-    latency: Annotated[
-        str, typer.Option(help="The latency that decides: e2e|ttft-p50|p95|p99, tpot-p50.")
-    ] = "e2e-p95",
-    memory: Annotated[
-        str | None, typer.Option(help="Bytes that one replica may take, as 20GiB.")
-    ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="A GPU type of configs/gpus.yaml to plan and price for.")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them there are.")] = None,
-    usd_per_hour: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Price of what one variant's replicas ran on in the runs; needed without a GPU.",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Of the goal balanced: quality=2,latency=1,memory=1,cost=0."),
-    ] = None,
-    assume: Annotated[
-        Path | None,
-        typer.Option(help="A config.json in place of checkpoints that are not on this machine."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path(
-        "reports/recommendation"
+Runs = Annotated[list[Path], typer.Argument(help="Folders of runs of `quantile loadtest`.")]
+QualityFile = Annotated[
+    Path | None, typer.Option("--quality", help="quality.json of `quantile eval`.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="The Serve file: memory by its plan, and what the change is made to."),
+]
+TheGoal = Annotated[Goal, typer.Option(help="What the choice is for.")]
+Levels = Annotated[
+    list[str] | None,
+    typer.Option(help="A load level to hold; repeat. Default: those that gate the campaign."),
+]
+Bar = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Relative loss of score that is allowed, as 0.01. Default: the bar of the evaluation.",
     ),
-    write: Annotated[
-        bool, typer.Option("--write", help="Change the Serve file as recommended.")
-    ] = False,
-    patched: Annotated[Path | None, typer.Option(help="Write the changed Serve file here.")] = None,
+]
+Latency = Annotated[
+    str, typer.Option(help="The latency that decides: e2e|ttft-p50|p95|p99, tpot-p50.")
+]
+MaxMemory = Annotated[
+    str | None, typer.Option("--memory", help="Bytes that one replica may take, as 20GiB.")
+]
+Gpu = Annotated[
+    str | None, typer.Option(help="A GPU type of configs/gpus.yaml to plan and price for.")
+]
+Gpus = Annotated[int | None, typer.Option(min=1, help="How many of them there are.")]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Price of what one variant's replicas ran on in the runs; needed without a GPU.",
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Of the goal balanced: quality=2,latency=1,memory=1,cost=0.")
+]
+Assume = Annotated[
+    Path | None,
+    typer.Option(help="A config.json in place of checkpoints that are not on this machine."),
+]
+Out = Annotated[Path, typer.Option(help="Folder of the report.")]
+Write = Annotated[bool, typer.Option("--write", help="Change the Serve file as recommended.")]
+Patched = Annotated[Path | None, typer.Option(help="Write the changed Serve file here.")]
+
+
+def recommend(
+    runs: Runs,
+    quality: QualityFile = None,
+    config: Config = None,
+    goal: TheGoal = Goal.HIGHEST_QUALITY,
+    level: Levels = None,
+    quality_bar: Bar = None,
+    latency: Latency = "e2e-p95",
+    memory: MaxMemory = None,
+    gpu: Gpu = None,
+    gpus: Gpus = None,
+    usd_per_hour: Price = None,
+    weights: Weights = None,
+    assume: Assume = None,
+    out: Out = Path("reports/recommendation"),
+    write: Write = False,
+    patched: Patched = None,
 ) -> None:
     """Recommend which variant to serve: Pareto front, choice by a goal, change of the Serve file.
 
