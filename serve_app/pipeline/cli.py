@@ -57,11 +57,11 @@ def pipeline(
 
     console = Console()
     known = read_pipeline(file)
+    folder = out or Path("reports") / f"pipeline-{file.stem}"
     if check:
-        check_ready(known, steps_of(known), console)
+        check_ready(known, steps_of(known), folder, console)
         console.print(f"{file} is sound", markup=False, highlight=False)
         return
-    folder = out or Path("reports") / f"pipeline-{file.stem}"
     began = time.monotonic()
     result = run_pipeline(
         known,
@@ -69,7 +69,7 @@ def pipeline(
         RealTools(console),
         Asked(stop_after, again or ()),
         console=console,
-        preflight=lambda of, left: check_ready(of, left, console),
+        preflight=lambda of, left: check_ready(of, left, folder, console),
     )
     written = write_report(result)
     print_report(report_of(result), written, time.monotonic() - began, console)

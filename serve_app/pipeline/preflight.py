@@ -2,22 +2,27 @@
 
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from serve_app.domain.errors import ConfigError
+from serve_app.pipeline.carry_out import MODELS
 from serve_app.pipeline.decide import Step
 from serve_app.pipeline.pipeline_file import PipelineFile
 from serve_app.pipeline.schema import Make, Measure, Validate, variant_of
+from serve_app.quantize.preflight import check_job
 from serve_app.quantize.runner import quantize_python
+from serve_app.reference.locate import cache_dir
 
 
-def check_ready(file: PipelineFile, left: Sequence[Step], console: Console) -> None:
+def check_ready(file: PipelineFile, left: Sequence[Step], out: Path, console: Console) -> None:
     """Raise a QuantileError where a stage that is left could not run; say what it will take."""
     stages = [step.stage for step in left]
     if any(isinstance(stage, Make) for stage in stages):
         quantize_python()
-        _check_jobs(file, [stage for stage in stages if isinstance(stage, Make)], console)
+        models = cache_dir() / MODELS if file.is_reference else out / MODELS
+        _check_jobs(file, [stage for stage in stages if isinstance(stage, Make)], models, console)
     trials = [stage for stage in stages if isinstance(stage, Measure | Validate)]
     if trials:
         require_free(file.pipeline.port)
@@ -42,10 +47,8 @@ def require_free(port: int) -> None:
             ) from None
 
 
-def _check_jobs(file: PipelineFile, stages: Sequence[Make], console: Console) -> None:
-    from serve_app.quantize.preflight import check_job
-
+def _check_jobs(file: PipelineFile, stages: Sequence[Make], models: Path, console: Console) -> None:
     for stage in stages:
         for name in map(variant_of, stage.recipes):
-            for line in check_job(file.base, file.recipes[name]):
+            for line in check_job(file.base, file.recipes[name], models / name):
                 console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)

@@ -194,6 +194,13 @@ class Pipeline(StrictModel):
             raise ValueError(f"stage {stage.name}: {', '.join(unknown)} is not made before it")
         if not [name for name in names or made if name != made[0]]:
             raise ValueError(f"stage {stage.name}: needs a variant besides the baseline")
+        shares = stage.split.shares_bp if stage.split is not None else None
+        served = self.served_by(stage)
+        if shares is not None and set(shares) != set(served):
+            raise ValueError(
+                f"stage {stage.name}: `shares_bp` needs the variants that it serves, "
+                f"{', '.join(served)}, have {', '.join(shares)}"
+            )
 
     def _require_evidence(self, stage: Recommend) -> None:
         if self.evidence_of(stage) is None:

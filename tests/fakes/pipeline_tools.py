@@ -70,6 +70,8 @@ class Script:
     """Variants that the correctness gate refuses."""
     quality: dict[str, Verdict] = field(default_factory=dict)
     """Of variants; the others pass."""
+    why: str = "as scripted"
+    """The reason of these verdicts."""
     misrouted: int = 0
     speed: dict[str, float] = field(default_factory=lambda: dict(SPEED))
     raises: dict[str, BaseException] = field(default_factory=dict)
@@ -120,7 +122,7 @@ class FakeTools:
         self, base_url: str, model: str, variants: Sequence[str], asked: Evaluation, out: Path
     ) -> QualityReport:
         self._ask("evaluate", tuple(variants))
-        report = quality_report(model, variants, self.script.quality)
+        report = quality_report(model, variants, self.script.quality, self.script.why)
         out.mkdir()
         (out / "quality.json").write_bytes(encode_report(report))
         return report
@@ -226,7 +228,7 @@ def load_findings(campaign: Campaign, speed: Mapping[str, float]) -> Load:
 
 
 def quality_report(
-    model: str, variants: Sequence[str], verdicts: Mapping[str, Verdict]
+    model: str, variants: Sequence[str], verdicts: Mapping[str, Verdict], why: str = ""
 ) -> QualityReport:
     """A whole report; each variant loses 0.1 % of the score, known to a tenth of that."""
     baseline, *_ = variants
@@ -241,7 +243,7 @@ def quality_report(
             name=name,
             model=f"{model}@{name}",
             verdict=verdicts.get(name, Verdict.PASS),
-            reason="as scripted" if name in verdicts else "",
+            reason=why if name in verdicts else "",
             score=Estimate(value=0.9 * (1 - loss)),
             loss=Estimate(value=loss, low=loss - 0.0001, high=loss + 0.0001),
             sets=(asked,),
