@@ -116,9 +116,14 @@ def here(recipe: Recipe) -> Served:
         recipe.engine.kind,
         recipe.engine.dtype,
         this_machine(),
-        has_llamacpp=find_spec(LLAMACPP_WHEEL) is not None,
-        has_gguf_plugin=find_spec(GGUF_PLUGIN) is not None,
+        has_llamacpp=installed(LLAMACPP_WHEEL),
+        has_gguf_plugin=installed(GGUF_PLUGIN),
     )
+
+
+def installed(module: str) -> bool:
+    """Whether this environment has it; nothing is imported."""
+    return find_spec(module) is not None
 
 
 def this_machine() -> Cpu | GpuProfile:
