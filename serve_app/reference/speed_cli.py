@@ -19,9 +19,9 @@ from serve_app.reference.speed import BATCHES, Result, Speed, Spread, result_to_
 from serve_app.reference.speed_run import Contestant, Plan, run_speed
 
 BASELINE = "baseline"
-LARGE_DEFAULT = ("rtn", "rtn:bfloat16", "int8", "gguf-f16", "gguf-q4-0", "gguf-q4-k-m")
+LARGE_DEFAULT = ("rtn", "rtn:bfloat16", "gguf-f16", "gguf-q4-0", "gguf-q4-k-m")
 """How a variant was rounded does not change its speed: of 4-bit weights one is enough. float16 and
-bfloat16 run in different kernels."""
+bfloat16 run in different kernels. What needs calibration takes minutes at this size."""
 TRAINED = "the trained reference model, 2.9 million parameters: mostly Python's time"
 
 
