@@ -87,15 +87,17 @@ class WeightErrors:
                 }
                 for each in self.by_kind
             },
-            "layers": {
-                each.layer: {
+            "layers": [
+                {
+                    "name": each.layer,
+                    "kind": each.kind,
                     "relative": each.relative,
                     "max_abs": each.max_abs,
                     "rescaled": each.rescaled,
                 }
                 for each in self.layers
                 if each.error > 0
-            },
+            ],
         }
 
 

@@ -36,7 +36,7 @@ def wrong_zero_points(tensors: Tensors, layer: str, rng: random.Random) -> None:
 
 def swapped_layers(tensors: Tensors, layer: str, rng: random.Random) -> None:
     """All of the layer's tensors exchanged with those of the same layer of another block."""
-    _, _, number, module = layer.split(".", 3)
+    module = layer.split(".", 3)[3]
     others = [name for name in layers(tensors) if name.split(".", 3)[3] == module and name != layer]
     other = rng.choice(others)
     for name in [name for name in tensors if name.startswith(f"{layer}.")]:
