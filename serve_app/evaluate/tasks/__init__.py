@@ -1,0 +1,1 @@
+"""Task sets: questions with the only answer that counts as right."""
