@@ -79,8 +79,8 @@ def check_serving(
             "method",
             f"a checkpoint of method {method}, or a plain one to quantize",
             found.checkpoint.describe(),
-            f"declare --method {found.checkpoint.scheme.method}, or point at a {method} "
-            "checkpoint or at its base",
+            f"declare --method {found.checkpoint.scheme.method}, or point at one of {method} "
+            "or at its base",
         )
         return
     yield from check_running(stored, target)

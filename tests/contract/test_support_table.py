@@ -9,6 +9,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: its own limits are what is compared")
 
+import torch
+
+from serve_app.node.host import has_amx
+from serve_app.quantize.dimensions import CPU_STEP, MARLIN_INPUTS, MARLIN_OUTPUTS
 from serve_app.quantize.support_gpu import FLASHINFER_HEAD_DIMS, FP8_CACHE
 from serve_app.quantize.support_rules import (
     AMPERE,
@@ -93,3 +97,52 @@ def test_which_attention_runs_on_ampere_with_an_fp8_cache():
     )
     assert set(ast.literal_eval(caches)) >= FP8_CACHE
     assert set(ast.literal_eval(heads)) == FLASHINFER_HEAD_DIMS
+
+
+def test_kernels_for_four_bits_on_cpus():
+    """What `support_cpu` says of other widths, and `dimensions` of sizes."""
+    from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+    from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import (
+        MPLinearLayerConfig,
+    )
+    from vllm.scalar_type import scalar_types
+
+    def takes(kind, inputs=128, outputs=64):
+        shape = (inputs, outputs)
+        config = MPLinearLayerConfig(shape, shape, kind, torch.float16, 32, False, False)
+        return CPUWNA16LinearKernel.can_implement(config)[0]
+
+    assert takes(scalar_types.uint4)
+    assert takes(scalar_types.uint4b8)
+    for kind in (scalar_types.uint2b2, scalar_types.uint3b4, scalar_types.uint8b128):
+        assert not takes(kind)
+    assert takes(scalar_types.uint4b8, CPU_STEP, CPU_STEP)
+    assert not takes(scalar_types.uint4b8, inputs=128 + CPU_STEP // 2)
+    assert not takes(scalar_types.uint4b8, outputs=64 + CPU_STEP // 2)
+
+
+def test_fp8_in_blocks_needs_amx():
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUFp8BlockScaledMMKernel
+
+    assert CPUFp8BlockScaledMMKernel.is_supported()[0] is has_amx()
+
+
+def test_static_symmetric_scales_are_ignored_where_vllm_takes_its_amx_kernel():
+    from vllm.model_executor.layers.utils import check_cpu_sgl_kernel
+
+    assert check_cpu_sgl_kernel(256, 256, torch.int8) is has_amx()
+
+
+def test_marlin_takes_the_steps_that_the_preflight_names():
+    from vllm.model_executor.layers.quantization.utils import marlin_utils
+
+    assert marlin_utils.GPTQ_MARLIN_MIN_THREAD_K == MARLIN_INPUTS
+    assert marlin_utils.GPTQ_MARLIN_MIN_THREAD_N == MARLIN_OUTPUTS
+
+
+def test_group_order_is_refused_by_vllm_itself():
+    from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig
+
+    declared = {"bits": 4, "group_size": 128, "desc_act": True, "sym": True}
+    with pytest.raises(ValueError, match="no longer supported"):
+        AutoGPTQConfig.from_config(declared)
