@@ -48,7 +48,26 @@ def pipeline(
 
         quantile pipeline configs/pipelines/reference.yaml --again validate-4-bit
     """
+    folder = out or Path("reports") / f"pipeline-{file.stem}"
+    if check:
+        _check(file, folder)
+    else:
+        raise typer.Exit(_run(file, folder, stop_after, tuple(again or ())))
+
+
+def _check(file: Path, folder: Path) -> None:
     from serve_app.pipeline.pipeline_file import read_pipeline, steps_of
+    from serve_app.pipeline.preflight import check_ready
+
+    console = Console(markup=False, highlight=False)
+    known = read_pipeline(file)
+    check_ready(known, steps_of(known), folder, console)
+    console.print(f"{file} is sound")
+
+
+def _run(file: Path, folder: Path, stop_after: str | None, again: tuple[str, ...]) -> int:
+    """The exit status."""
+    from serve_app.pipeline.pipeline_file import read_pipeline
     from serve_app.pipeline.preflight import check_ready
     from serve_app.pipeline.real_tools import RealTools
     from serve_app.pipeline.report import report_of, write_report
@@ -56,21 +75,15 @@ def pipeline(
     from serve_app.pipeline.terminal import print_report
 
     console = Console()
-    known = read_pipeline(file)
-    folder = out or Path("reports") / f"pipeline-{file.stem}"
-    if check:
-        check_ready(known, steps_of(known), folder, console)
-        console.print(f"{file} is sound", markup=False, highlight=False)
-        return
     began = time.monotonic()
     result = run_pipeline(
-        known,
+        read_pipeline(file),
         folder,
         RealTools(console),
-        Asked(stop_after, again or ()),
+        Asked(stop_after, again),
         console=console,
         preflight=lambda of, left: check_ready(of, left, folder, console),
     )
     written = write_report(result)
     print_report(report_of(result), written, time.monotonic() - began, console)
-    raise typer.Exit(result.exit_status)
+    return result.exit_status

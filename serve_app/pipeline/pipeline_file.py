@@ -124,6 +124,7 @@ def _inputs(file: PipelineFile, stage: Stage) -> dict[str, Any]:
         **common,
         "model": file.pipeline.model,
         "engine": file.pipeline.engine,
+        "gpu": file.pipeline.gpu and file.pipeline.gpu.model_dump(mode="json"),
         "served": file.pipeline.served_by(stage),
         "campaign": campaign and campaign.model_dump(mode="json", exclude={"target"}),
         "inputs": [digest(path) for path in input_files(campaign)] if campaign else [],

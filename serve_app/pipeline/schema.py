@@ -9,6 +9,7 @@ from serve_app.advise.candidates import Goal
 from serve_app.config.schema import (
     NAME_PATTERN,
     EngineSettings,
+    GpuSettings,
     ModelName,
     StrictModel,
     VariantName,
@@ -156,6 +157,8 @@ class Pipeline(StrictModel):
     """Of the endpoint on 127.0.0.1, while it is staged."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Engine settings as in a Serve file, of every variant; kind and dtype are the recipe's."""
+    gpu: GpuSettings | None = None
+    """The GPU that every replica runs on; its share is planned from the checkpoint's bytes."""
     ready_timeout_s: Annotated[float, Field(gt=0)] = 400.0
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -164,6 +167,8 @@ class Pipeline(StrictModel):
         if taken := sorted({"kind", "dtype", "fake"} & self.engine.keys()):
             raise ValueError(f"engine: leave out {', '.join(taken)}: the recipe says it")
         EngineSettings.model_validate(self.engine)
+        if self.gpu is not None and self.gpu.fraction is not None:
+            raise ValueError("gpu: leave out fraction: it is planned for each variant")
         return self
 
     @model_validator(mode="after")
