@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from serve_app.domain.errors import QuantileError
+from serve_app.domain.quant import QuantMethod
 
 app = typer.Typer(
     name="quantile",
@@ -42,30 +43,69 @@ def demo(
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="A Ray Serve config file.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="A Serve config *.yaml; or a checkpoint: folder, s3://, hf://, ..."),
+    ],
+    method: Annotated[
+        QuantMethod | None, typer.Option(help="Checkpoint: what it is, or is to become.")
+    ] = None,
+    group_size: Annotated[int | None, typer.Option(help="Checkpoint: channels per scale.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Checkpoint: a type of configs/gpus.yaml.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Checkpoint: a recipe to make a variant by.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Checkpoint: the engine's dtype.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Checkpoint: GPUs per replica.")] = 1,
 ) -> None:
-    """Check a Serve config file: schema, split, names, and each checkpoint against its method.
+    """Check a Serve config file, or whether a checkpoint can be quantized or served as wished.
 
-    Starts nothing. Example: quantile check configs/local.yaml
+    A config: schema, split, names, each checkpoint against its method. A checkpoint: format,
+    shards, digests, dimensions, tokenizer, GPU, memory; every finding with what to do. Starts
+    nothing.
+
+    Examples:
+
+        quantile check configs/local.yaml
+
+        quantile check /models/llama-3.1-8b --recipe gptq --gpu L4
     """
+    if not what.endswith((".yaml", ".yml")):
+        from serve_app.quantize.check_cli import check_model
+
+        check_model(
+            what,
+            method,
+            group_size=group_size,
+            gpu=gpu,
+            recipe=recipe,
+            dtype=dtype,
+            tensor_parallel=tensor_parallel,
+        )
+        return
     from serve_app.config.serve_file import check_serve_file
     from serve_app.serving.variant_server import inspect_variant
 
     console = Console(markup=False, highlight=False)
-    for args in check_serve_file(config):
+    for args in check_serve_file(Path(what)):
         checkpoint = inspect_variant(args)
-        console.print(f"{args.name}: {checkpoint.describe()}, {checkpoint.weight_bytes:,} bytes")
-    console.print(f"{config} is sound")
+        n_bytes = checkpoint.told_bytes
+        told = "bytes not known" if n_bytes is None else f"{n_bytes:,} bytes"
+        console.print(f"{args.name}: {checkpoint.describe()}, {told}")
+    console.print(f"{what} is sound")
 
 
 def _mount() -> None:
     from loadtests import cli as loads
     from serve_app.calibrate.cli import calibrate
     from serve_app.fleet.cli import plan
+    from serve_app.quantize.cli import gate, quantize
     from serve_app.reference.cli import app as reference_app
 
-    app.command()(plan)
-    app.command()(calibrate)
+    for command in (plan, calibrate, quantize, gate):
+        app.command()(command)
     for command in (loads.loadtest, loads.report, loads.compare, loads.load_worker):
         app.command()(command)
     app.add_typer(reference_app, name="reference")

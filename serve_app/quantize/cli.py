@@ -10,6 +10,8 @@ from rich.table import Table
 from serve_app.domain.errors import BuildError, ConfigError
 from serve_app.domain.units import format_bytes
 from serve_app.quantize.catalogue import recipe, recipes
+from serve_app.quantize.recipes import Recipe
+from serve_app.store.manifest import read_manifest, verify
 
 
 def quantize(
@@ -40,21 +42,24 @@ def quantize(
 
         quantile quantize my.yaml --model /models/base --out /models/mine --calibration chat.jsonl
     """
+    if name is None:
+        _list_recipes()
+        return
+    if model is None or out is None:
+        raise ConfigError("need --model (the base checkpoint) and --out (the folder to make)")
+    _make(recipe(name), model, out, calibration, force=force)
+
+
+def _make(chosen: Recipe, model: str, out: Path, calibration: Path | None, *, force: bool) -> None:
     from serve_app.quantize.gate import run_gate
     from serve_app.quantize.preflight import check_job
     from serve_app.quantize.progress import progress
     from serve_app.quantize.publish import publish
     from serve_app.quantize.support import runs_here
     from serve_app.reference.locate import resolve
-    from serve_app.store.manifest import read_manifest
 
     console = Console(stderr=True, markup=False, highlight=False)
-    if name is None:
-        _list_recipes()
-        return
-    if model is None or out is None:
-        raise ConfigError("need --model (the base checkpoint) and --out (the folder to make)")
-    chosen, base = recipe(name), resolve(model)
+    base = resolve(model)
     for line in check_job(base, chosen, out):
         console.print(line, soft_wrap=True)
     twin = not runs_here(chosen)
@@ -95,7 +100,6 @@ def gate(
     from serve_app.quantize.judging import keep_result
     from serve_app.quantize.record import recorded_recipe
     from serve_app.reference.locate import TWIN_SUFFIX
-    from serve_app.store.manifest import read_manifest, verify
 
     manifest = read_manifest(folder)
     if manifest is None:

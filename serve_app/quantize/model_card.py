@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from serve_app.domain.units import format_bytes
 from serve_app.reference.locate import QUANTIZE_JSON
 from serve_app.store.manifest import CARD_MD, read_manifest, write_whole
@@ -25,6 +23,8 @@ def write_card(folder: Path) -> None:
 
 def card_text(record: Mapping[str, Any], n_bytes: int, gate: GateFile | None) -> str:
     """The card. `n_bytes`: of all files that the manifest lists."""
+    from huggingface_hub import ModelCardData
+
     scheme = record["scheme"]
     data = ModelCardData(
         base_model=record["base"],

@@ -36,7 +36,10 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 _PACKAGE = Path(__file__).parents[1]
 JOB_CODE = (
     "quantize/job.py",
+    "engines/gguf_order.py",
+    "engines/vllm_squeezellm_weights.py",
     "quantize/calibration.py",
+    "quantize/gguf_*.py",
     "quantize/kmeans.py",
     "quantize/layouts/*.py",
     "quantize/make_*.py",

@@ -70,6 +70,10 @@ SQUEEZELLM_IN_VLLM = {
 SQUEEZELLM_MAKER = {
     f"serve_app.quantize.{name}" for name in ("kmeans", "make_squeezellm", "sensitivity", "twin")
 }
+QUANTIZE_JOB = {
+    f"serve_app.quantize.{name}" for name in ("job", "make_llmcompressor", "reference_pass")
+}
+"""What runs in the quantizers' own environment, with the makers."""
 GGUF_MAKER = {"serve_app.quantize.make_gguf", "serve_app.quantize.layouts.gguf"}
 EDGES = {
     "ray": {
@@ -99,7 +103,8 @@ EDGES = {
         *SQUEEZELLM_IN_VLLM,
         *SQUEEZELLM_MAKER,
         "serve_app.quantize.layouts",
-        "serve_app.quantize.job",
+        "serve_app.quantize.weight_error",
+        *QUANTIZE_JOB,
         "serve_app.reference.large_weights",
         "serve_app.reference.speed_process",
         *REFERENCE_TRAINING,
@@ -111,12 +116,12 @@ EDGES = {
         *SQUEEZELLM_MAKER,
         *REFERENCE_TRAINING,
     },
-    "transformers": {"serve_app.quantize.job", "serve_app.quantize.make_squeezellm"},
-    "datasets": {"serve_app.quantize.job"},
-    "compressed_tensors": {"serve_app.quantize.job"},
-    "llmcompressor": {"serve_app.quantize.job"},
+    "transformers": {*QUANTIZE_JOB, "serve_app.quantize.make_squeezellm"},
+    "datasets": {"serve_app.quantize.make_llmcompressor"},
+    "compressed_tensors": {"serve_app.quantize.make_llmcompressor"},
+    "llmcompressor": {"serve_app.quantize.make_llmcompressor"},
     "boto3": {"serve_app.store.s3"},
-    "huggingface_hub": {"serve_app.store.hub"},
+    "huggingface_hub": {"serve_app.quantize.model_card", "serve_app.store.hub"},
     "gguf": GGUF_MAKER | {"serve_app.engines.vllm_gguf"},  # tests hold our reader against it
     "xllamacpp": set(),  # loaded by name, in llama.cpp's own process and where a GGUF is made
     "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
