@@ -57,12 +57,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Speed:
-    """One variant at one batch size. `ratio`: to the baseline in the same block, None without."""
+    """One variant at one batch size. `ratio`: to the baseline in the same block, None without.
+
+    `cpu_ratio`: the same of tokens per CPU second of the engine's process. With one thread and a
+    core of its own it is `ratio`; where others want the core, it still tells what the kernels cost.
+    """
 
     variant: str
     batch: int
     tokens_per_s: Spread
     ratio: Spread | None
+    cpu_ratio: Spread | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def speeds(samples: Sequence[Sample], baseline: str) -> list[Speed]:
     The ratio is the median of the blocks' ratios, not the ratio of the medians: a block that ran on
     a busy machine slows both sides of its ratio.
     """
-    measured: dict[tuple[str, int, int], float] = {}
+    measured: dict[tuple[str, int, int], Sample] = {}
     for sample in samples:
         if not sample.wall_s > 0 or sample.tokens <= 0:
             raise InvalidRunError(
@@ -106,17 +111,30 @@ def speeds(samples: Sequence[Sample], baseline: str) -> list[Speed]:
         key = (sample.variant, sample.batch, sample.block)
         if key in measured:
             raise InvalidRunError(f"{sample.variant}, batch {sample.batch}: twice in one block")
-        measured[key] = sample.tokens_per_s
+        measured[key] = sample
     found = []
     for variant, batch in dict.fromkeys((s.variant, s.batch) for s in samples):
-        rates = {b: rate for (v, n, b), rate in measured.items() if (v, n) == (variant, batch)}
-        ratios = [
-            rate / measured[baseline, batch, block]
-            for block, rate in rates.items()
-            if (baseline, batch, block) in measured
+        own = [each for each in measured.values() if (each.variant, each.batch) == (variant, batch)]
+        pairs = [
+            (each, measured[baseline, batch, each.block])
+            for each in own
+            if (baseline, batch, each.block) in measured
         ]
-        ratio = spread(ratios) if ratios else None
-        found.append(Speed(variant, batch, spread(rates.values()), ratio))
+        ratios = [each.tokens_per_s / other.tokens_per_s for each, other in pairs]
+        cpu_ratios = [
+            (each.tokens / each.cpu_s) / (other.tokens / other.cpu_s)
+            for each, other in pairs
+            if each.cpu_s and other.cpu_s
+        ]
+        found.append(
+            Speed(
+                variant,
+                batch,
+                spread([each.tokens_per_s for each in own]),
+                spread(ratios) if ratios else None,
+                spread(cpu_ratios) if cpu_ratios else None,
+            )
+        )
     return found
 
 

@@ -65,6 +65,19 @@ def test_without_the_baseline_in_its_block_there_is_no_ratio():
     assert w4.tokens_per_s.n == 1
 
 
+def test_cpu_time_tells_kernels_apart_where_others_hold_the_core():
+    # Half of the variant's wall time went to somebody else.
+    samples = [
+        Sample("bf16", 0, 1, tokens=64, wall_s=2.0, cpu_s=2.0),
+        Sample("w4", 0, 1, tokens=64, wall_s=2.0, cpu_s=1.0),
+        Sample("old", 0, 1, tokens=64, wall_s=2.0),
+    ]
+    found = by_name(samples)
+    assert (found["w4", 1].ratio.median, found["w4", 1].cpu_ratio.median) == (1.0, 2.0)
+    assert found["old", 1].ratio.median == 1.0
+    assert found["old", 1].cpu_ratio is None
+
+
 @pytest.mark.parametrize("wall_s", [0.0, -1.0, float("nan")])
 def test_impossible_samples_are_refused(wall_s):
     with pytest.raises(InvalidRunError, match="need both above 0"):
