@@ -153,9 +153,14 @@ def _of_latency(
     load = found.load
     if load is None or load.verdict is Verdict.ERROR:
         return  # said by the load gate
+    gated = {row.stage for row in load.rows if row.is_gated}  # closed loops hide who waits
     names = dict.fromkeys(row.variant for row in load.rows if row.is_gated)
     known: Mapping[str, list[LatencyRatio]] = {
-        name: [r for r in load.ratios if r.variant == name and r.latency == bar.latency]
+        name: [
+            each
+            for each in load.ratios
+            if (each.variant, each.latency) == (name, bar.latency) and each.stage in gated
+        ]
         for name in names
         if baseline is None or name != baseline.name
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loadtests.report.markdown import escaped, titled
 from loadtests.report.tables import Table, cells
-from serve_app.pipeline.page import began_text
+from serve_app.pipeline.page import began_text, sentence
 from serve_app.pipeline.report import PipelineReport
 from serve_app.pipeline.tables import MARKS, gate_table, stage_table, variant_table
 
@@ -16,8 +16,8 @@ def render_markdown(report: PipelineReport, pictures: Sequence[str]) -> str:
     sentences = recommended.sentences if recommended is not None else ()
     parts = [
         f"# Pipeline: {escaped(report.result.file.pipeline.model)}",
-        f"**{escaped(answer)}.** {escaped(report.result.decision.reason)}. "
-        f"{escaped(began_text(report))}.",
+        f"**{escaped(answer)}.** {escaped(sentence(report.result.decision.reason))} "
+        f"{escaped(sentence(began_text(report)))}",
         *(escaped(text) for text in sentences),
         titled(_checklist(report)),
         titled(variant_table(report)),

@@ -52,6 +52,11 @@ def began_text(report: PipelineReport) -> str:
     return ", ".join(parts)
 
 
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def _began(report: PipelineReport) -> Html:
     return tag("p", began_text(report), class_="muted")
 
@@ -61,7 +66,7 @@ def _headline(report: PipelineReport) -> Html:
     recommended = report.recommended
     n = sum(TONES[item.done] == "pass" for item in report.items)
     lines = [f"{n} of {len(report.items)} items of the production checklist are done."]
-    lines += [f"{report.result.decision.reason}."]
+    lines += [sentence(report.result.decision.reason)]
     lines += list(recommended.sentences) if recommended is not None else []
     return tag(
         "div",

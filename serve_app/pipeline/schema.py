@@ -49,7 +49,7 @@ class Make(_Stage):
 
 
 class LatencyBar(StrictModel):
-    """How much slower than the baseline a variant may be, at every stage that compares it."""
+    """How much slower than the baseline a variant may be, at every load stage with `gate`."""
 
     latency: Latency = "e2e-p95"
     max_ratio: Ratio

@@ -224,6 +224,13 @@ def test_a_bar_without_a_comparison_is_open_and_a_missing_slo_verdict_too():
     assert not outcome.is_accepted
 
 
+def test_a_closed_loop_decides_no_latency():
+    slow = msgspec.structs.replace(ratio(9.0, 8.0, 10.0), stage="batch-8")
+    found = load(row("baseline"), row("int8"), batch("int8", 8), ratios=[ratio(1, 0.9, 1.1), slow])
+    outcome = judge(VALIDATE, Findings(quality=(judged("int8"),), split=split(), load=found), BASE)
+    assert outcome.verdict is Verdict.PASS
+
+
 def test_an_invalid_campaign_is_an_error_whatever_its_rows_say():
     found = load(row("baseline"), verdict=Verdict.ERROR)
     outcome = judge(MEASURE, Findings(load=found), BASE)
