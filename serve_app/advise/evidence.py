@@ -123,7 +123,7 @@ class VariantEvidence:
     cost_usd_per_million: Interval | None = None
     """Of output tokens, at the capacity."""
     cost_gap: str | None = None
-    """What would give it a cost, where it has none."""
+    """What would give it a cost, or bound the one that it has."""
 
 
 @dataclass(frozen=True)

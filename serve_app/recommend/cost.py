@@ -9,11 +9,13 @@ from serve_app.domain.gpu import GpuProfile
 
 SECONDS_PER_HOUR = 3600
 TOKENS = 1_000_000
+SEARCH = "the highest rate within the SLO: quantile loadtest configs/campaigns/saturation.yaml"
+"""What bounds a capacity."""
 
 
 @dataclass(frozen=True)
 class Priced:
-    """A cost, or what would give one."""
+    """A cost, and what would give one, or bound the one that there is."""
 
     usd_per_million: Interval | None
     gap: str | None = None
@@ -35,19 +37,17 @@ def cost_of(
     tokens may be cheaper.
     """
     if capacity is None:
-        how = "quantile loadtest configs/campaigns/saturation.yaml"
-        return Priced(None, f"a rate at which the SLO holds: {how}")
+        return Priced(None, SEARCH)
     per_replica = _usd_per_hour(memory, replicas, catalogue, usd_per_hour)
     if per_replica is None:
         return Priced(None, "a price: --gpu TYPE with one in configs/gpus.yaml, or --usd-per-hour")
     tokens = capacity.output_tokens_per_s
-    return Priced(
-        Interval(
-            _usd_per_million(per_replica, tokens.value),
-            None if tokens.high is None else _usd_per_million(per_replica, tokens.high),
-            None if tokens.low is None else _usd_per_million(per_replica, tokens.low),
-        )
+    known = Interval(
+        _usd_per_million(per_replica, tokens.value),
+        None if tokens.high is None else _usd_per_million(per_replica, tokens.high),
+        None if tokens.low is None else _usd_per_million(per_replica, tokens.low),
     )
+    return Priced(known, SEARCH if tokens.high is None else None)
 
 
 def _usd_per_million(usd_per_hour: float, tokens_per_s: float) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from serve_app.advise.contrasts import Contrast, Interval, smaller_is_better
+from serve_app.advise.contrasts import Contrast, Interval, smaller_is_better, undecided
 from serve_app.advise.evidence import (
     COST,
     MEMORY,
@@ -62,11 +62,12 @@ def gather(inputs: Inputs) -> Gathered:
     _require_agreement(measured, judged, served)
     names = _names(measured, judged)
     variants = tuple(_variant(name, inputs, measured, judged, served) for name in names)
+    by_cost = tuple(_by_cost(variants))
     contrasts = {
         QUALITY: () if judged is None else judged.contrasts,
         **measured.contrasts,
         MEMORY: tuple(_by_memory(variants)),
-        COST: tuple(_by_cost(variants)),
+        COST: by_cost,
     }
     evidence = Evidence(
         model=measured.model,
@@ -76,7 +77,7 @@ def gather(inputs: Inputs) -> Gathered:
         metric=measured.metric,
         contrasts={axis: pairs for axis, pairs in contrasts.items() if pairs},
         broken=() if judged is None else judged.broken,
-        notes=tuple(_notes(inputs, measured, judged, served)),
+        notes=(*_notes(inputs, measured, judged, served), *_cost_notes(by_cost)),
     )
     return Gathered(evidence, served)
 
@@ -144,9 +145,21 @@ def _kind(memory: Memory) -> bool:
 
 def _by_cost(variants: Sequence[VariantEvidence]) -> Iterator[Contrast]:
     for one, other in combinations(variants, 2):
-        costs = one.cost_usd_per_million, other.cost_usd_per_million
-        if costs != (None, None):
+        a, b = costs = one.cost_usd_per_million, other.cost_usd_per_million
+        if a is not None and b is not None and a.low is None and b.low is None:
+            # both may carry more: that they were offered the same load says nothing of their cost
+            reason = "no rate that was tried was too high for either"
+            yield undecided(one.name, other.name, COST_MARGIN, reason)
+        elif costs != (None, None):
             yield smaller_is_better(one.name, other.name, *costs, COST_MARGIN)
+
+
+def _cost_notes(by_cost: Sequence[Contrast]) -> Iterator[str]:
+    if by_cost and all(each.gain is None for each in by_cost):
+        yield (
+            "no cost can be told from another, as no rate that was tried was too high: cost is "
+            "left out of the front"
+        )
 
 
 def _notes(

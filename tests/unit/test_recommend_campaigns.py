@@ -97,7 +97,7 @@ def test_the_capacity_is_the_bracket_of_the_search_for_one_replica(search):
             if (row.variant, row.rate_per_s) == (found.variant, found.highest_passed_per_s)
         )  # fmt: skip
         assert capacity.output_tokens_per_s.value == pytest.approx(
-            row.output_tokens_per_s, rel=0.02
+            row.output_tokens_per_s, rel=0.05
         )
     assert measured.capacity
 
