@@ -101,10 +101,12 @@ def _mount() -> None:
     from loadtests import cli as loads
     from serve_app.calibrate.cli import calibrate
     from serve_app.fleet.cli import plan
+    from serve_app.pipeline.cli import pipeline
     from serve_app.quantize.cli import gate, quantize
+    from serve_app.recommend.cli import recommend
     from serve_app.reference.cli import app as reference_app
 
-    for command in (plan, calibrate, quantize, gate):
+    for command in (plan, calibrate, quantize, gate, recommend, pipeline):
         app.command()(command)
     for command in (loads.loadtest, loads.report, loads.compare, loads.load_worker):
         app.command()(command)

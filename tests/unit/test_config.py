@@ -13,11 +13,15 @@ from serve_app.config.parse import parse
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.config.serve_file import check_serve_file, load_serve_file
 from serve_app.domain.errors import ConfigError
+from serve_app.pipeline.pipeline_file import read_pipeline
+from serve_app.quantize.catalogue import read_recipe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 OTHER_SCHEMAS = {"gpus.yaml": load_gpus, "calibration.yaml": load_calibration}
-"""Files under configs/ that are neither Serve configs nor campaigns, and what reads them."""
+"""Files in configs/ that are no Serve configs, and what reads them."""
+FOLDERS = {"campaigns": load_campaign, "quantize": read_recipe, "pipelines": read_pipeline}
+"""The same for the folders of configs/."""
 
 
 def variant_args(**changes: Any) -> dict[str, Any]:
@@ -68,13 +72,8 @@ def check(tmp_path):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_shipped_yaml_is_valid_under_its_schema(file):
-    name = file.relative_to(ROOT / "configs").as_posix()
-    if name.startswith("campaigns/"):
-        load_campaign(file)
-    elif name in OTHER_SCHEMAS:
-        OTHER_SCHEMAS[name](file)
-    else:
-        check_serve_file(file)
+    read = FOLDERS.get(file.parent.name) or OTHER_SCHEMAS.get(file.name) or check_serve_file
+    read(file)
 
 
 def test_every_campaign_asks_a_model_that_a_shipped_file_serves():
