@@ -1,0 +1,110 @@
+"""lm-evaluation-harness against our endpoint: for every task that is not bundled.
+
+It runs in a process of the Python that has it, as `local-completions`: log-likelihoods and greedy
+answers both work there, as the chat endpoint has no log-likelihoods.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from serve_app.domain.errors import ConfigError, EngineError
+from serve_app.routing.policy import PIN_SEPARATOR
+
+INSTALL = (
+    "python -m venv .venv-harness && .venv-harness/bin/pip install 'lm-eval[api]' transformers; "
+    "then give --harness-python .venv-harness/bin/python"
+)
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Which tasks, and where the harness, its own task files and the tokenizer are."""
+
+    tasks: tuple[str, ...]
+    python: Path | None = None
+    include: Path | None = None
+    tokenizer: Path | None = None
+
+
+def command(asked: Harness, base_url: str, model: str, out: Path) -> list[str]:
+    """The harness's command line. Without a tokenizer only tasks that generate can be asked."""
+    root = base_url.rstrip("/").removesuffix("/v1")
+    given = {
+        "model": model,
+        "base_url": f"{root}/v1/completions",
+        "num_concurrent": "1",
+        "timeout": "120",
+        "max_retries": "3",
+        "tokenizer_backend": "huggingface" if asked.tokenizer else "none",
+    }
+    if asked.tokenizer is not None:
+        given["tokenizer"] = str(asked.tokenizer.resolve())
+    else:
+        given["tokenized_requests"] = "False"
+    args = ["--model", "local-completions"]
+    args += ["--model_args", ",".join(f"{key}={value}" for key, value in given.items())]
+    args += ["--tasks", ",".join(asked.tasks), "--output_path", str(out), "--log_samples"]
+    if asked.include is not None:
+        args += ["--include_path", str(asked.include)]
+    return [str(asked.python or sys.executable), "-m", "lm_eval", *args]
+
+
+def run_harness(
+    asked: Harness,
+    base_url: str,
+    model: str | None,
+    variants: tuple[str, ...],
+    out: Path,
+    api_key: str,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Every variant in turn; its results by task, also in `harness.json`.
+
+    Raises ConfigError where the harness is missing or no variant is named, EngineError where it
+    fails.
+    """
+    require_harness(asked.python)
+    if not variants:
+        raise ConfigError("--harness needs --variant, once for each (or a model id of /v1/models)")
+    found: dict[str, dict[str, Any]] = {}
+    for name in variants:
+        served = f"{model}{PIN_SEPARATOR}{name}" if model else name
+        folder = out / "harness" / name.replace("/", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        console.print(f"{name}: lm-eval {' '.join(asked.tasks)}", markup=False)
+        environ = {**os.environ, "OPENAI_API_KEY": api_key}
+        done = subprocess.run(command(asked, base_url, served, folder), check=False, env=environ)
+        if done.returncode:
+            raise EngineError(f"{name}: lm-eval ended with exit code {done.returncode}: see above")
+        found[name] = results_in(folder)
+    (out / "harness.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for name, results in found.items():
+        console.print(f"{name}: {json.dumps(results)}", markup=False)
+    return found
+
+
+def require_harness(python: Path | None) -> None:
+    """Raises ConfigError with how to install it where this Python has no lm_eval."""
+    probe = [str(python or sys.executable), "-c", "import lm_eval"]
+    try:
+        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"--harness-python {python} does not start: {error}") from error
+    if done.returncode:
+        raise ConfigError(f"need lm-evaluation-harness, {probe[0]} has none: {INSTALL}")
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    """The newest results file's `results`. Raises EngineError where there is none."""
+    files = sorted(folder.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise EngineError(f"lm-eval wrote no results into {folder}")
+    results = json.loads(files[-1].read_text(encoding="utf-8"))["results"]
+    return dict(results)
