@@ -68,9 +68,8 @@ def _try(stage: Trial, site: Site) -> Findings:
             split = site.tools.split(base_url, pipeline.model, asked, shares)
             _keep(folder / SPLIT_JSON, split)
         if isinstance(stage, Validate):
-            report = site.tools.evaluate(
-                base_url, pipeline.model, names, stage.evaluate, folder / QUALITY
-            )
+            asked_of = site.file.evaluations[stage.name]
+            report = site.tools.evaluate(asked_of, pipeline.model, names, folder / QUALITY)
             quality = quality_of(report)
         if stage.campaign is not None and not _is_lost(split, quality):
             load = _load(stage, site, variants)

@@ -44,7 +44,7 @@ def pipeline(
 
         quantile pipeline configs/pipelines/reference.yaml --check
 
-        quantile pipeline configs/pipelines/smoke.yaml --out /tmp/run --stop-after measure
+        quantile pipeline configs/pipelines/smoke.yaml --stop-after measure
 
         quantile pipeline configs/pipelines/reference.yaml --again validate-4-bit
     """

@@ -13,7 +13,9 @@ from loadtests.records.manifest import digest
 from serve_app.config.parse import parse, read_yaml
 from serve_app.config.schema import EngineSettings
 from serve_app.domain.errors import ConfigError
+from serve_app.evaluate.settings import Settings
 from serve_app.pipeline.decide import Step
+from serve_app.pipeline.evaluating import key_of_settings, settings_of
 from serve_app.pipeline.schema import (
     Make,
     Measure,
@@ -45,6 +47,8 @@ class PipelineFile:
     """By variant."""
     campaigns: Mapping[str, Campaign]
     """By stage, with the target of that stage."""
+    evaluations: Mapping[str, Settings]
+    """By validation."""
 
     @property
     def is_reference(self) -> bool:
@@ -87,8 +91,19 @@ def read_pipeline(path: Path) -> PipelineFile:
         for stage in pipeline.stages
         if isinstance(stage, Measure | Validate) and stage.campaign is not None
     }
-    text = path.read_text(encoding="utf-8")
-    return PipelineFile(path, text, pipeline, {each.name: each for each in found}, campaigns)
+    evaluations = {
+        stage.name: settings_of(stage.evaluate, f"http://127.0.0.1:{pipeline.port}/v1", path.parent)
+        for stage in pipeline.stages
+        if isinstance(stage, Validate)
+    }
+    return PipelineFile(
+        path=path,
+        text=path.read_text(encoding="utf-8"),
+        pipeline=pipeline,
+        recipes={each.name: each for each in found},
+        campaigns=campaigns,
+        evaluations=evaluations,
+    )
 
 
 def engine_of(pipeline: Pipeline, made_by: Recipe, *, as_twin: bool = False) -> EngineSettings:
@@ -120,6 +135,7 @@ def _inputs(file: PipelineFile, stage: Stage) -> dict[str, Any]:
         evidence = file.pipeline.evidence_of(stage)
         return {**common, "evidence": evidence and evidence.name}
     campaign = file.campaigns.get(stage.name)
+    evaluation = file.evaluations.get(stage.name)
     return {
         **common,
         "model": file.pipeline.model,
@@ -127,6 +143,7 @@ def _inputs(file: PipelineFile, stage: Stage) -> dict[str, Any]:
         "gpu": file.pipeline.gpu and file.pipeline.gpu.model_dump(mode="json"),
         "served": file.pipeline.served_by(stage),
         "campaign": campaign and campaign.model_dump(mode="json", exclude={"target"}),
+        "evaluation": evaluation and key_of_settings(evaluation),
         "inputs": [digest(path) for path in input_files(campaign)] if campaign else [],
     }
 

@@ -11,6 +11,9 @@ from rich.console import Console
 from loadtests.campaign import Campaign
 from loadtests.records.manifest import EndReason
 from loadtests.run import run_campaign
+from serve_app.domain.quality import QualityReport
+from serve_app.evaluate.settings import Settings
+from serve_app.pipeline.evaluating import evaluate
 from serve_app.pipeline.findings import Load, MadeVariant, Recommended, Split
 from serve_app.pipeline.make_variants import make_variants
 from serve_app.pipeline.measured import load_of, recommended_of
@@ -57,6 +60,12 @@ class RealTools:
         ask = http_ask(base_url, model, asked.max_tokens)
         with self._console.status(f"sending {asked.requests} sessions through {model}"):
             return check_split(ask, shares_bp, asked.requests, prompts)
+
+    def evaluate(
+        self, settings: Settings, model: str, variants: Sequence[str], out: Path
+    ) -> QualityReport:
+        """`quantile eval`."""
+        return evaluate(settings, model, variants, out, self._console)
 
     def load(self, campaign: Campaign, out: Path, columns: Mapping[str, Mapping[str, str]]) -> Load:
         """`quantile loadtest`."""

@@ -71,7 +71,9 @@ class Evaluation(StrictModel):
     max_perplexity_ratio: Ratio = 1.05
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     sets: tuple[str, ...] = ()
-    """Task sets by name; empty: those that `quantile eval` asks by itself."""
+    """Task sets by name, or .jsonl files beside the pipeline; empty: all that are bundled."""
+    text: Path | None = None
+    """Text for perplexity, relative to the pipeline; None: the reference corpus."""
     items: PositiveInt | None = None
     """Items per set; None: all of them."""
     windows: PositiveInt | None = None

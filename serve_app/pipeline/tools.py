@@ -9,9 +9,10 @@ from typing import Protocol
 
 from loadtests.campaign import Campaign
 from serve_app.domain.quality import QualityReport
+from serve_app.evaluate.settings import Settings
 from serve_app.pipeline.findings import Load, MadeVariant, Recommended, Split
 from serve_app.pipeline.pipeline_file import PipelineFile
-from serve_app.pipeline.schema import Evaluation, Recommend, StagedSplit
+from serve_app.pipeline.schema import Recommend, StagedSplit
 
 
 class Tools(Protocol):
@@ -33,12 +34,7 @@ class Tools(Protocol):
         """Send traffic through the alias."""
 
     def evaluate(
-        self,
-        base_url: str,
-        model: str,
-        variants: Sequence[str],
-        asked: Evaluation,
-        out: Path,
+        self, settings: Settings, model: str, variants: Sequence[str], out: Path
     ) -> QualityReport:
         """`quantile eval`, the baseline first in `variants`; leaves `quality.json`."""
 

@@ -29,11 +29,12 @@ from serve_app.domain.quality import (
     encode_report,
 )
 from serve_app.domain.verdict import Verdict
+from serve_app.evaluate.settings import Settings
 from serve_app.pipeline.findings import LatencyRatio, Load, LoadRow, MadeVariant, Recommended, Split
 from serve_app.pipeline.measured import load_of, recommended_of
 from serve_app.pipeline.pipeline_file import PipelineFile
 from serve_app.pipeline.recommendation import recommendation
-from serve_app.pipeline.schema import Evaluation, Recommend, StagedSplit, variant_of
+from serve_app.pipeline.schema import Recommend, StagedSplit, variant_of
 from serve_app.pipeline.split_check import Answer, check_split
 from serve_app.recommend.report import write_report as write_recommendation
 from serve_app.reference.build import CHECKPOINT
@@ -119,7 +120,7 @@ class FakeTools:
         return check_split(answer, shares_bp, asked.requests, ["q"])
 
     def evaluate(
-        self, base_url: str, model: str, variants: Sequence[str], asked: Evaluation, out: Path
+        self, settings: Settings, model: str, variants: Sequence[str], out: Path
     ) -> QualityReport:
         self._ask("evaluate", tuple(variants))
         report = quality_report(model, variants, self.script.quality, self.script.why)
