@@ -86,16 +86,20 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
 
 
 def _weight_error(errors: Mapping[str, Any]) -> str:
-    """The layers that lost most; all are in quantile.json."""
-    layers = errors.get("layers", [])
-    changed = [layer for layer in layers if layer["relative"] > 0]
+    """By kind of layer, and the layers that lost most; all are in quantile.json."""
+    changed = [layer for layer in errors["layers"] if layer["relative"]]
     if not changed:
         return "The weights are the base model's."
     worst = sorted(changed, key=lambda layer: -layer["relative"])[:_LAYERS_SHOWN]
-    rows = [(f"`{layer['name']}`", f"{layer['relative']:.4f}") for layer in worst]
+    kinds = [
+        (kind, f"{found['relative']:.4f}")
+        for kind, found in errors["by_kind"].items()
+        if found["relative"]
+    ]
+    rows = [*kinds, *((f"`{layer['name']}`", f"{layer['relative']:.4f}") for layer in worst)]
     return (
-        f"Relative error ‖W − W_q‖ / ‖W‖ of the {len(worst)} layers with most of "
-        f"{len(changed)}; all are in `quantile.json`.\n\n" + _table(rows, ("layer", "error"))
+        f"Relative error ‖W − W_q‖ / ‖W‖, by kind and of the {len(worst)} layers with most of "
+        f"{len(changed)}; all are in `quantile.json`.\n\n" + _table(rows, ("layers", "error"))
     )
 
 

@@ -15,13 +15,19 @@ from serve_app.quantize.progress import progress
 from serve_app.quantize.runner import run_job
 from serve_app.quantize.support import runs_here
 from serve_app.reference import build as building
+from serve_app.reference.large_cli import large
 from serve_app.reference.locate import TWIN_SUFFIX, links_dir
+from serve_app.reference.speed_cli import speed
 
 app = typer.Typer(
     name="reference",
     no_args_is_help=True,
     help="The reference model: a Llama of 2.9 million parameters, small enough for every laptop.",
 )
+
+
+app.command()(large)
+app.command()(speed)
 
 
 @app.command()
