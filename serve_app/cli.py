@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -100,16 +101,21 @@ def check(
 def _mount() -> None:
     from loadtests import cli as loads
     from serve_app.calibrate.cli import calibrate
+    from serve_app.evaluate.cli import evaluate
+    from serve_app.family.cli import family
     from serve_app.fleet.cli import plan
     from serve_app.pipeline.cli import pipeline
     from serve_app.quantize.cli import gate, quantize
     from serve_app.recommend.cli import recommend
     from serve_app.reference.cli import app as reference_app
 
-    for command in (plan, calibrate, quantize, gate, recommend, pipeline):
+    commands: tuple[Callable[..., None], ...] = (
+        *(plan, calibrate, quantize, gate, recommend, pipeline, family),
+        *(loads.loadtest, loads.report, loads.compare, loads.load_worker),
+    )
+    for command in commands:
         app.command()(command)
-    for command in (loads.loadtest, loads.report, loads.compare, loads.load_worker):
-        app.command()(command)
+    app.command("eval")(evaluate)
     app.add_typer(reference_app, name="reference")
 
 

@@ -22,7 +22,9 @@ from serve_app.quantize.recipes import Recipe
 from serve_app.reference.locate import SCHEME, TWIN_SUFFIX, links_dir
 
 MODEL = "quantile-reference"
-HEAD = "# Written by `quantile family`: the variants of the reference model. `serve run` takes it.\n"
+HEAD = (
+    "# Written by `quantile family`: the variants of the reference model. `serve run` takes it.\n"
+)
 WAKE_S = 180
 """An engine is up in 10 to 60 s on two busy cores."""
 SLEEP = {

@@ -96,7 +96,7 @@ def gate(
 
     Example: quantile gate /models/llama-3.1-8b-gptq
     """
-    from serve_app.quantize.gate import Candidate, run_gate
+    from serve_app.quantize.gate import Candidate, GateResult, run_gate
     from serve_app.quantize.judging import keep_result
     from serve_app.quantize.record import recorded_recipe
     from serve_app.reference.locate import TWIN_SUFFIX
@@ -108,7 +108,7 @@ def gate(
     twin = folder.with_name(folder.name + TWIN_SUFFIX)
     chosen = recipe(name) if name else recorded_recipe(folder)
     candidate = Candidate(chosen, folder, twin if twin.is_dir() else None)
-    results = {}
+    results: dict[str, GateResult] = {}
     run_gate({chosen.name: candidate}, results.__setitem__)
     result = results[chosen.name]
     keep_result(candidate, result)

@@ -33,7 +33,7 @@ def variant_model(
     """
     if rounds_in_flight(recipe):
         quantization = CompressedTensorsConfig(run_compressed=False)
-        return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, quantization_config=quantization
         )
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.float32)
@@ -46,12 +46,12 @@ def variant_model(
             f"has {unexpected[:3]}"
         )
     model.tie_weights()
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def base_model(base: Path) -> torch.nn.Module:
     """The checkpoint before quantization, in fp32."""
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)  # type: ignore[no-any-return]
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
 def forward(model: torch.nn.Module, rows: Sequence[Sequence[int]]) -> Passes:

@@ -70,8 +70,9 @@ def _is_quantized(name: str, tensor: TensorInfo) -> bool:
 
 def _has_groups(quantization: object) -> bool:
     """False where only the KV cache is quantized: compressed-tensors then names no layers."""
-    is_for_cache = isinstance(quantization, dict) and quantization.get("kv_cache_scheme")
-    return not (is_for_cache and not quantization.get("config_groups"))
+    if not isinstance(quantization, dict) or not quantization.get("kv_cache_scheme"):
+        return True
+    return bool(quantization.get("config_groups"))
 
 
 def _container(quantization: object) -> str:

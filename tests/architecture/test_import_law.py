@@ -18,8 +18,9 @@ LAYERS = (
     | {"quantize data"},
     {"config", "engines", "node", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
-    {"app", "cli", "demo", "recommend"},
-    {"pipeline"},
+    {"app", "demo", "recommend"},
+    {"family", "pipeline"},
+    {"cli"},
 )
 """A package imports from its own layer and from those before it; packages form no cycle."""
 

@@ -9,8 +9,8 @@ import yaml
 import serve_app.quantize
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.quant import QuantMethod
-from serve_app.quantize.pins import QUANTIZERS, pinned_versions, public_version
 from serve_app.quantize.catalogue import DEMO, read_recipe, recipe, recipes, recipes_dir
+from serve_app.quantize.pins import QUANTIZERS, pinned_versions, public_version
 from serve_app.quantize.runner import quantize_python
 
 

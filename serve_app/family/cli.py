@@ -1,0 +1,120 @@
+"""`quantile family`: every recipe made, gated, served, judged and timed, in one table."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serve_app.domain.errors import BuildError, EngineError
+from serve_app.quantize.catalogue import recipe, recipes
+from serve_app.quantize.recipes import Recipe
+
+
+def family(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A recipe beside the baseline; may be repeated. Default: all."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All items and windows: hours, not minutes.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of the speed figures.")] = 3,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the endpoint.")] = 8000,
+    out: Annotated[Path, typer.Option(help="Folder of the table and its evidence.")] = Path(
+        "reports/family"
+    ),
+) -> None:
+    """Make every variant of the reference model, judge each behind one endpoint, time each engine.
+
+    One table: bytes, ratio to the baseline, perplexity ratio, KL, exact match with interval,
+    tokens/s at batch 1, 8 and 32. Engines sleep until they are asked, so that all fit. A run that
+    was cut off goes on in the same folder. Exit code 1: a variant fails its gate or its bar.
+
+    Examples:
+
+        quantile family
+
+        quantile family --only gptq --only gguf-q4-k-m --out /tmp/family
+    """
+    chosen = [recipe("baseline")]
+    chosen += [recipe(name) for name in only or recipes() if name != "baseline"]
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    names = [each.name for each in chosen]
+    console.rule("1. Make and gate")
+    _quantile(["reference", "build", *_each("--only", names)], BuildError)
+    console.rule("2. Serve and judge")
+    failed = _judge(chosen, out, port, full)
+    console.rule("3. Time")
+    _time(names, out, rounds)
+    console.rule("4. Result")
+    _show(chosen, out, console)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _judge(chosen: Sequence[Recipe], out: Path, port: int, full: bool) -> bool:
+    """Whether a variant failed its bar; the report is in `out/quality`."""
+    from serve_app.family.serve_file import write_family
+    from serve_app.serving.local_serve import LocalServe
+
+    file = out / "serve.yaml"
+    write_family(file, chosen, port)
+    with LocalServe(file, log=out / "serve.log") as serve:
+        words = ["eval", "--base-url", f"{serve.base_url}/v1", "--baseline", chosen[0].name]
+        words += ["--out", str(out / "quality"), "--timeout-s", "300"]
+        words += [] if full else ["--quick"]
+        return _quantile(words, EngineError, allowed=(0, 1)) == 1
+
+
+def _time(names: Sequence[str], out: Path, rounds: int) -> None:
+    from serve_app.family.serve_file import has_twin
+
+    timed = [name for name in names if not has_twin(name)]
+    words = ["reference", "speed", *_each("--only", timed)]
+    _quantile([*words, "--rounds", str(rounds), "--out", str(out / "speed.json")], EngineError)
+
+
+def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> None:
+    from serve_app.domain.quality import decode_report
+    from serve_app.family.serve_file import has_twin
+    from serve_app.family.table import HEAD, cells, markdown, rows
+    from serve_app.reference.build import weights_bytes
+    from serve_app.reference.locate import resolve
+    from serve_app.reference.speed import result_from_json
+
+    quality = out / "quality" / "quality.json"
+    report = decode_report(quality.read_bytes(), str(quality))
+    speed = result_from_json(json.loads((out / "speed.json").read_text(encoding="utf-8")))
+    sizes = {each.name: weights_bytes(resolve(f"reference://{each.name}")) for each in chosen}
+    twins = {each.name: has_twin(each.name) for each in chosen}
+    table = rows(chosen, sizes, twins, report, speed)
+    notes = [f"{row.name} has no tok/s: {row.why_no_speed}" for row in table if row.why_no_speed]
+    machine = ", ".join(f"{key} {value}" for key, value in speed.machine.items())
+    (out / "family.md").write_text(markdown(table, [machine, *notes]), encoding="utf-8")
+    shown = Table(*(head.replace("\\", "") for head in HEAD))
+    for row in table:
+        shown.add_row(*cells(row))
+    console.print(shown)
+    console.print(f"{out / 'family.md'}, {quality}, {out / 'speed.json'}")
+
+
+def _each(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _quantile(
+    words: Sequence[str],
+    error: type[BuildError] | type[EngineError],
+    allowed: Sequence[int] = (0,),
+) -> int:
+    """A command in a process of its own: engines start in it, and none of them may linger."""
+    code = subprocess.run([sys.executable, "-m", "serve_app.cli", *words], check=False).returncode
+    if code not in allowed:
+        raise error(f"`quantile {' '.join(words[:2])}` ended with exit code {code}: see above")
+    return code
