@@ -17,7 +17,6 @@ from serve_app.quantize.runner import quantize_python
 from serve_app.reference.locate import cache_dir
 from serve_app.serving.local_serve import SERVE_ENV
 
-
 _HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 """Ray 2.60's defaults."""
 
