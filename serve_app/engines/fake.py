@@ -19,6 +19,7 @@ import msgspec
 
 from serve_app.domain.errors import ConfigError, EngineError
 from serve_app.engines import fake_asgi as asgi
+from serve_app.engines.fake_echo import echo_body
 from serve_app.engines.fake_responses import ResponseEvents, response_body
 from serve_app.engines.fake_script import FakeScript
 from serve_app.engines.fake_wire import (
@@ -111,12 +112,17 @@ class FakeEngine:
             aliases = ", ".join(self.names)
             message = f"The model `{request.model}` does not exist. Valid aliases: {aliases}."
             await _refuse(send, 404, message, "NotFoundError", "model")
+        elif path == "/v1/completions" and request.echoed is not None:
+            await self._echo(request, request.echoed, send)
         elif path in _GENERATE:
             await self._generate(path, request, receive, send)
         elif path == "/v1/embeddings":
             await asgi.respond(send, 200, self._embeddings(request))
         elif path == "/tokenize":
             await asgi.respond(send, 200, self._tokenize(request))
+        elif path == "/detokenize":
+            text = bytes(token % 256 for token in request.tokens or ()).decode(errors="replace")
+            await asgi.respond(send, 200, msgspec.json.encode({"prompt": text}))
         else:
             await _refuse(send, 404, "Not Found")
 
@@ -138,6 +144,21 @@ class FakeEngine:
         answer = self._answer(path, request, ordinal)
         if not await asgi.until_disconnect(self._run(answer, request, ordinal, send), receive):
             self.aborted_total += 1
+
+    async def _echo(
+        self, request: GenerateRequest, prompts: list[list[int]], send: asgi.Send
+    ) -> None:
+        """At once: nobody times log-probabilities."""
+        status, longest = self.script.echo_status(), max(map(len, prompts), default=0)
+        if status != 200:
+            await _refuse(send, status, "scripted refusal of echo with logprobs")
+        elif not 0 < longest < self.script.max_model_len or not all(prompts):
+            limit = self.script.max_model_len
+            await _refuse(send, 400, f"need prompts of 1 to {limit - 1} tokens, have {longest}")
+        else:
+            model, k = request.model or self.names[0], int(request.logprobs or 1)
+            body = echo_body(prompts, k, model, self._created, self.script.seed)
+            await asgi.respond(send, 200, body)
 
     async def _run(
         self, answer: Answer, request: GenerateRequest, ordinal: int, send: asgi.Send

@@ -88,8 +88,24 @@ class RefuseHealth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
         _require(400 <= self.status <= 599, "status in 400..599", self.status)
 
 
+class RefuseEcho(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Completions that echo their prompt with log-probabilities get HTTP `status`."""
+
+    status: int = 400
+
+    def __post_init__(self) -> None:
+        _require(400 <= self.status <= 599, "status in 400..599", self.status)
+
+
 Fault = (
-    FailFirst | FailEvery | HangBeforeFirstByte | DieMidStream | Freeze | SlowBody | RefuseHealth
+    FailFirst
+    | FailEvery
+    | HangBeforeFirstByte
+    | DieMidStream
+    | Freeze
+    | SlowBody
+    | RefuseHealth
+    | RefuseEcho
 )
 """What can go wrong; in a dict, `kind` is the class name (`{"kind": "FailFirst", "n": 2}`)."""
 
@@ -165,6 +181,11 @@ class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             if isinstance(fault, RefuseHealth):
                 return fault.status
         return 200
+
+    def echo_status(self) -> int:
+        """HTTP status of a completion that echoes its prompt with log-probabilities."""
+        refusals = (fault.status for fault in self.faults if isinstance(fault, RefuseEcho))
+        return next(refusals, 200)
 
     def work_end(self, start_s: float, work_s: float) -> float:
         """When work of `work_s` begun at `start_s` ends, if no work is done in a freeze."""

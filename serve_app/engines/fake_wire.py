@@ -40,6 +40,18 @@ class GenerateRequest(msgspec.Struct):
     ignore_eos: bool = False
     n: int | None = 1
     encoding_format: str = "float"
+    echo: bool | None = False
+    logprobs: int | bool | None = None
+    tokens: list[int] | None = None
+
+    @property
+    def echoed(self) -> list[list[int]] | None:
+        """Prompts in tokens whose log-probabilities are asked for; None where none are."""
+        if not self.echo or not self.logprobs or self.prompt is None:
+            return None
+        if isinstance(self.prompt, list) and not all(isinstance(t, int) for t in self.prompt):
+            return [_ids(each) for each in self.prompt]
+        return [_ids(self.prompt)]
 
     def asked_tokens(self) -> int | None:
         """Output limit asked for, by any of its three names; None if the request sets none."""
