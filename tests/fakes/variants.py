@@ -11,13 +11,16 @@ from serve_app.reference.locate import QUANTIZE_JSON, cache_dir
 
 GPTQ, AWQ = recipe("gptq"), recipe("awq")
 PASS = GateResult(100, 90, 0.001, 0.01, 1.0, 0.01, ())
+LAYERS = [
+    {"name": "model.layers.0.mlp.up_proj", "relative": 0.2},
+    {"name": "lm_head", "relative": None},
+]
 RECORD = {
     "base": "base", "variant": "gptq", "summary": "made for a test", "method": "gptq",
     "scheme": asdict(GPTQ.scheme), "recipe": GPTQ.model_dump(mode="json"), "wall_seconds": 1.0,
     "engine": {"kind": "vllm", "dtype": "float16"}, "calibration": None,
-    "weight_error": {"by_kind": {"attention": {"relative": 0.1}}, "layers": [
-        {"name": "model.layers.0.mlp.up_proj", "relative": 0.2}, {"name": "lm_head", "relative": None}
-    ]}, "libraries": {"torch": "2.13.0"},
+    "weight_error": {"by_kind": {"attention": {"relative": 0.1}}, "layers": LAYERS},
+    "libraries": {"torch": "2.13.0"},
 }  # fmt: skip
 FAIL = GateResult(100, 90, 2.5, 9.0, 0.3, 0.01, ("engine differs by 2.5000 nats: need <= 0.003",))
 
