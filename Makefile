@@ -15,7 +15,7 @@ export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 
-.PHONY: help demo serve family test test-fast test-gpu test-starts check format bench-relay bench-load bench-plan clean
+.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts check format bench-relay bench-load bench-plan clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,12 @@ test: check ## everything: check, unit, Serve with fake engines, real vLLM engin
 	.ci/install-browser
 	$(MAKE) family
 	$(PY) -m pytest
+
+family-table: setup ## every recipe made, gated, served, judged and timed, in one table: about 40 minutes
+	quantile family
+
+pipeline: setup ## baseline, INT8, 4 bits, each validated, a recommendation, a checklist: about 14 minutes
+	quantile pipeline configs/pipelines/reference.yaml
 
 test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
 	$(PY) -m pytest tests/unit tests/architecture tests/contract
