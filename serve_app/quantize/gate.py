@@ -111,6 +111,11 @@ def judge(tolerance: Tolerance, reference: Reference, logprobs: Values, best: Va
             f"engine differs from its own dequantized weights by {mean:.4f} nats per token: "
             f"need <= {tolerance.engine} ({tolerance.reason})"
         )
+    largest = float(engine.max())
+    if tolerance.engine_max is not None and not largest <= tolerance.engine_max:
+        failures.append(
+            f"engine differs by {largest:.3f} nats at one position: need <= {tolerance.engine_max}"
+        )
     if not agreement >= tolerance.agreement:
         failures.append(
             f"same top token at {agreement:.2%} of {decided.sum()} decided positions: "
@@ -125,7 +130,7 @@ def judge(tolerance: Tolerance, reference: Reference, logprobs: Values, best: Va
         n_tokens=have.size,
         n_decided=int(decided.sum()),
         engine_mean=mean,
-        engine_max=float(engine.max()),
+        engine_max=largest,
         agreement=agreement,
         quantization_mean=quantization,
         failures=tuple(failures),

@@ -21,6 +21,8 @@ ENGINE_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Where AMX is there, bf16 W4A16 would run as W4A8.
     "VLLM_CPU_INT4_W4A8": "0",
+    # The engine in this very process: seconds, where processes of its own take half a minute.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }

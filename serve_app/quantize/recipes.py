@@ -150,6 +150,8 @@ class Tolerance(StrictModel):
     """
 
     engine: Annotated[float, Field(gt=0)]
+    engine_max: Annotated[float, Field(gt=0)] | None = None
+    """Largest difference at any one position; None where rounding alone may be large somewhere."""
     quantization: Annotated[float, Field(ge=0)]
     agreement: Share
     reason: str

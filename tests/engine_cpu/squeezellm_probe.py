@@ -26,7 +26,7 @@ def found_kernels(model: Any) -> dict[str, str]:
 
 def main() -> None:
     """Load each folder of the command line, one after the other."""
-    os.environ.update(ENGINE_ENV, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    os.environ.update(ENGINE_ENV)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     from vllm import LLM, SamplingParams
 

@@ -66,7 +66,7 @@ def _packed_bytes(module: Any) -> int:
 
 def main() -> None:
     """Load each `dtype=folder` of the command line, one after the other."""
-    os.environ.update(ENGINE_ENV, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    os.environ.update(ENGINE_ENV)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     from vllm import LLM
 

@@ -245,7 +245,7 @@ def test_a_path_is_a_checkpoint_if_it_has_a_config(tmp_path):
     assert resolve(str(tmp_path)) == tmp_path.resolve()
 
 
-LIMITS = Tolerance(engine=0.01, quantization=0.05, agreement=0.9, reason="rounding")
+LIMITS = Tolerance(engine=0.01, engine_max=0.1, quantization=0.05, agreement=0.9, reason="rounding")
 TOKENS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
@@ -278,7 +278,6 @@ def test_judge_ignores_a_swap_where_the_reference_is_torn():
     ("logprobs", "best", "shift", "reason"),
     [
         (RIGHT + 0.02, BEST, 0.0, "engine differs .* by 0.0200 nats"),
-        (np.full(5, np.nan), BEST, 0.0, "engine differs .* by nan"),
         (RIGHT, np.array([6, 7, 9, 1, 99]), 0.0, "same top token at 75.00% of 4"),
         (RIGHT, BEST, 0.06, "differ from the base by 0.0600"),
     ],
@@ -287,6 +286,18 @@ def test_judge_fails_what_differs(logprobs, best, shift, reason):
     result = judge(LIMITS, reference(shift), logprobs, best)
     assert len(result.failures) == 1
     assert re.search(reason, result.failures[0])
+
+
+def test_judge_sees_one_position_that_the_mean_hides():
+    one = np.array([0.04, 0, 0, 0, 0])  # 0.008 on average
+    assert judge(LIMITS, reference(), RIGHT + one, BEST).passed
+    [failure] = judge(LIMITS, reference(), RIGHT + one * 3, BEST).failures[-1:]
+    assert "0.120 nats at one position" in failure
+
+
+def test_judge_fails_what_is_no_number():
+    failures = judge(LIMITS, reference(), np.full(5, np.nan), BEST).failures
+    assert any("by nan nats" in failure for failure in failures)
 
 
 def test_reference_survives_the_file(tmp_path):
