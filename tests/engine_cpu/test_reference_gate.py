@@ -6,20 +6,17 @@ from pathlib import Path
 import pytest
 
 from serve_app.domain.errors import BuildError
-from serve_app.quantize.recipes import RECIPES
-from serve_app.quantize.runner import run_job
-from serve_app.reference.build import CHECKPOINT
-from serve_app.reference.gate import run_gate
+from serve_app.quantize.catalogue import recipe
+from serve_app.quantize.gate import Candidate, run_gate
+from serve_app.reference.locate import resolve
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+GPTQ = recipe("gptq")
 
 
-@pytest.fixture(scope="module")
-def gptq(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("variants") / "gptq"
-    folder.mkdir()
-    run_job(RECIPES["gptq"], CHECKPOINT, folder)
-    return folder
+@pytest.fixture
+def gptq(family, tmp_path) -> Path:
+    return shutil.copytree(resolve("reference://gptq"), tmp_path / "gptq")
 
 
 def damaged(source: Path, name: str, damage) -> Path:
@@ -53,10 +50,10 @@ def swap_nibbles(tensors):
 
 
 def test_the_gate_tells_right_from_wrong(gptq):
-    recipe = RECIPES["gptq"]
-    variants = {"right": (recipe, gptq)}
+    variants = {"right": Candidate(GPTQ, gptq)}
     for damage in (permute_rows, double_scales, swap_nibbles):
-        variants[damage.__name__] = (recipe, damaged(gptq, damage.__name__, damage))
+        broken = damaged(gptq, damage.__name__, damage)
+        variants[damage.__name__] = Candidate(GPTQ, broken)
     results = {}
     run_gate(variants, results.__setitem__)
     assert results["right"].passed, results["right"]
@@ -74,4 +71,4 @@ def test_a_checkpoint_that_does_not_load_is_named(gptq):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(BuildError, match=r"(?s)exit code 1 .*'truncated'.*Safetensor"):
-        run_gate({"truncated": (RECIPES["gptq"], folder)}, lambda name, result: None)
+        run_gate({"truncated": Candidate(GPTQ, folder)}, lambda name, result: None)
