@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,54 +20,64 @@ if TYPE_CHECKING:
     from serve_app.evaluate.tasks.items import TaskSet
 
 API_KEY = "QUANTILE_API_KEY"
-Strings = list[str] | None
+
+BaseUrl = Annotated[str, typer.Option(help="The OpenAI endpoint.")]
+Model = Annotated[str | None, typer.Option(help="The alias, where several are served.")]
+Variant = Annotated[
+    list[str] | None, typer.Option(help="Repeatable. Default: all that /v1/models lists.")
+]
+Baseline = Annotated[
+    str | None, typer.Option(help="What the others are judged against. Default: the first.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A bundled task set or a .jsonl file; repeatable. Default: all."),
+]
+PlainText = Annotated[
+    Path | None, typer.Option(help="Text for perplexity; default: the reference corpus.")
+]
+Quick = Annotated[bool, typer.Option(help="Minutes: a look, seldom a decision.")]
+Items = Annotated[int | None, typer.Option(min=1, help="At most so many per set.")]
+WindowTokens = Annotated[int, typer.Option(min=8, help="Length of a window.")]
+Margin = Annotated[float, typer.Option(min=0, max=0.5, help="Relative loss allowed.")]
+PerplexityRatio = Annotated[float, typer.Option(min=1.0, help="Over the baseline's, at most.")]
+LogprobConcurrency = Annotated[int, typer.Option(min=1, max=2, help="They take memory.")]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Of one request.")]
+Out = Annotated[Path | None, typer.Option(help="Folder; an interrupted run goes on in its own.")]
+HarnessTask = Annotated[
+    list[str] | None,
+    typer.Option(help="Run this lm-evaluation-harness task instead; repeatable."),
+]
+HarnessPython = Annotated[
+    Path | None, typer.Option(help="The Python that has lm_eval. Default: this one.")
+]
+HarnessInclude = Annotated[Path | None, typer.Option(help="Folder of your own task YAML files.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="For --harness: folder of the model's tokenizer.")
+]
 
 
 def evaluate(
-    base_url: Annotated[
-        str, typer.Option(help="The OpenAI endpoint.")
-    ] = "http://127.0.0.1:8000/v1",
-    model: Annotated[str | None, typer.Option(help="The alias, where several are served.")] = None,
-    variant: Annotated[
-        Strings, typer.Option(help="Repeatable. Default: all that /v1/models lists.")
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="What the others are judged against. Default: the first.")
-    ] = None,
-    tasks: Annotated[
-        Strings,
-        typer.Option(
-            "--set", help="A bundled task set or a .jsonl file; repeatable. Default: all."
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Text for perplexity; default: the reference corpus.")
-    ] = None,
-    quick: Annotated[bool, typer.Option(help="Minutes: a look, seldom a decision.")] = False,
-    items: Annotated[int | None, typer.Option(min=1, help="At most so many per set.")] = None,
-    window_tokens: Annotated[int, typer.Option(min=8, help="Length of a window.")] = 256,
-    margin: Annotated[float, typer.Option(min=0, max=0.5, help="Relative loss allowed.")] = 0.01,
-    max_perplexity_ratio: Annotated[
-        float, typer.Option(min=1.0, help="Over the baseline's.")
-    ] = 1.05,
-    logprob_concurrency: Annotated[int, typer.Option(min=1, max=2, help="Memory heavy.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Of one request.")] = 120.0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; an interrupted run goes on in its own.")
-    ] = None,
-    harness: Annotated[
-        Strings, typer.Option(help="Run this lm-evaluation-harness task instead; repeatable.")
-    ] = None,
-    harness_python: Annotated[
-        Path | None, typer.Option(help="The Python that has lm_eval. Default: this one.")
-    ] = None,
-    harness_include: Annotated[
-        Path | None, typer.Option(help="Folder of task YAML files of your own.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="For --harness: folder of the model's tokenizer.")
-    ] = None,
+    base_url: BaseUrl = "http://127.0.0.1:8000/v1",
+    model: Model = None,
+    variant: Variant = None,
+    baseline: Baseline = None,
+    tasks: Set = None,
+    text: PlainText = None,
+    quick: Quick = False,
+    items: Items = None,
+    window_tokens: WindowTokens = 256,
+    margin: Margin = 0.01,
+    max_perplexity_ratio: PerplexityRatio = 1.05,
+    logprob_concurrency: LogprobConcurrency = 1,
+    seed: Seed = 0,
+    timeout_s: Timeout = 120.0,
+    out: Out = None,
+    harness: HarnessTask = None,
+    harness_python: HarnessPython = None,
+    harness_include: HarnessInclude = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Judge every served variant: perplexity, KL, tasks, ROUGE and BLEU, with paired statistics.
 
@@ -78,15 +89,13 @@ def evaluate(
     if harness:
         from serve_app.evaluate.harness import Harness, run_harness
 
-        asked = Harness(tuple(harness), harness_python, harness_include, tokenizer)
+        asked = Harness(tuple(harness), harness_python, harness_include, tokenizer, items)
         run_harness(asked, base_url, model, tuple(variant or ()), folder, _api_key(), console)
         return
     from serve_app.evaluate.settings import FULL, QUICK, Settings
 
     sizes = QUICK if quick else FULL
     if items is not None:
-        from dataclasses import replace
-
         sizes = replace(sizes, items_per_set=items)
     settings = Settings(
         base_url=base_url,
@@ -140,7 +149,7 @@ def _evaluate(
         raise typer.Exit(1)
 
 
-def _sets(names: Strings, n: int | None) -> "tuple[TaskSet, ...]":
+def _sets(names: list[str] | None, n: int | None) -> "tuple[TaskSet, ...]":
     from serve_app.evaluate.tasks.bundled import BUNDLED, bundled_set
     from serve_app.evaluate.tasks.items import read_task_file
 

@@ -8,13 +8,15 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from serve_app.domain.errors import ConfigError, EngineError
+from serve_app.evaluate.tasks.bundled import BUNDLED, bundled_set
 from serve_app.routing.policy import PIN_SEPARATOR
 
 INSTALL = (
@@ -25,12 +27,53 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Harness:
-    """Which tasks, and where the harness, its own task files and the tokenizer are."""
+    """Which tasks, and where the harness, task files and the tokenizer are. `limit`: items."""
 
     tasks: tuple[str, ...]
     python: Path | None = None
     include: Path | None = None
     tokenizer: Path | None = None
+    limit: int | None = None
+
+
+PREFIX = "quantile_"
+"""Of the tasks that are our bundled sets: `quantile_facts` needs no hub."""
+
+
+def write_local_tasks(folder: Path) -> list[str]:
+    """Our bundled sets as tasks of the harness: a YAML file and a JSONL file each; their names.
+
+    Scored by choice, after the reference model's marks of a chat: the harness sends plain text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name in (each for each in BUNDLED if each != "guides"):
+        tasks = bundled_set(name)
+        rows = [
+            {"question": i.question, "choices": list(i.choices), "gold": i.choices.index(i.answer)}
+            for i in tasks.items
+        ]
+        data = folder / f"{PREFIX}{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        task = {
+            "task": f"{PREFIX}{name}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "<|user|>{{question}}<|assistant|>",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{gold}}",
+            "target_delimiter": "",
+            "metric_list": [
+                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+            ],
+            "metadata": {"version": 1, "digest": tasks.digest},
+        }
+        text = yaml.safe_dump(task, sort_keys=False)
+        (folder / f"{PREFIX}{name}.yaml").write_text(text, encoding="utf-8")
+        names.append(f"{PREFIX}{name}")
+    return names
 
 
 def command(asked: Harness, base_url: str, model: str, out: Path) -> list[str]:
@@ -53,6 +96,8 @@ def command(asked: Harness, base_url: str, model: str, out: Path) -> list[str]:
     args += ["--tasks", ",".join(asked.tasks), "--output_path", str(out), "--log_samples"]
     if asked.include is not None:
         args += ["--include_path", str(asked.include)]
+    if asked.limit is not None:
+        args += ["--limit", str(asked.limit)]
     return [str(asked.python or sys.executable), "-m", "lm_eval", *args]
 
 
@@ -73,6 +118,9 @@ def run_harness(
     require_harness(asked.python)
     if not variants:
         raise ConfigError("--harness needs --variant, once for each (or a model id of /v1/models)")
+    if asked.include is None and any(task.startswith(PREFIX) for task in asked.tasks):
+        write_local_tasks(out / "harness" / "tasks")
+        asked = replace(asked, include=out / "harness" / "tasks")
     found: dict[str, dict[str, Any]] = {}
     for name in variants:
         served = f"{model}{PIN_SEPARATOR}{name}" if model else name
@@ -80,6 +128,8 @@ def run_harness(
         folder.mkdir(parents=True, exist_ok=True)
         console.print(f"{name}: lm-eval {' '.join(asked.tasks)}", markup=False)
         environ = {**os.environ, "OPENAI_API_KEY": api_key}
+        if all(task.startswith(PREFIX) for task in asked.tasks):
+            environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command(asked, base_url, served, folder), check=False, env=environ)
         if done.returncode:
             raise EngineError(f"{name}: lm-eval ended with exit code {done.returncode}: see above")

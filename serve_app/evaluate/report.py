@@ -126,16 +126,21 @@ def findings(report: QualityReport) -> Iterator[str]:
 
 
 def print_report(report: QualityReport, console: Console) -> None:
-    """The overview and the findings."""
+    """The overview, without its intervals, and the findings."""
     table = overview(report)
     shown = RichTable(title=table.title, title_justify="left")
     for name in table.header:
         shown.add_column(name, overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(_short(cell)) for cell in row))
     console.print(shown)
     for line in findings(report):
         console.print(Text(line))
+
+
+def _short(cell: str) -> str:
+    """A terminal is narrow: intervals of what is not small stand in the files."""
+    return cell.partition(" (")[0] if not cell.startswith("0 (") else cell
 
 
 def render_markdown(report: QualityReport) -> str:

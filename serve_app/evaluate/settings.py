@@ -24,7 +24,7 @@ class Sizes:
 
 
 FULL = Sizes(items_per_set=None, windows=200, answers=400, texts=100)
-QUICK = Sizes(items_per_set=150, windows=32, answers=100, texts=12)
+QUICK = Sizes(items_per_set=100, windows=32, answers=100, texts=12)
 
 
 @dataclass(frozen=True)
