@@ -29,9 +29,9 @@ serve: family ## serve the variants until Ctrl-C (PROFILE=gpu: vLLM's GPU build,
 family: setup ## make the reference model's variants (instant when they exist)
 	quantile reference build
 
-test: check ## everything: check, unit, Serve with fake engines, real vLLM engines
+test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engines, every variant in real engines
 	.ci/install-browser
-	$(MAKE) family
+	quantile reference build --all
 	$(PY) -m pytest
 
 family-table: setup ## every recipe made, gated, served, judged and timed, in one table: about 40 minutes
