@@ -1,4 +1,7 @@
-"""`quantile family` whole: variants of three engines behind one endpoint, all but one asleep."""
+"""`quantile family` whole: variants of three engines behind one endpoint, all but one asleep.
+
+In a folder of its own: pytest ends the Serve of tests/engine_cpu before this one starts.
+"""
 
 import subprocess
 import sys
