@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.domain.errors import BuildError, EngineError
+from serve_app.domain.errors import BuildError, ConfigError, EngineError
 from serve_app.quantize.catalogue import recipe, recipes
 from serve_app.quantize.recipes import Recipe
 
@@ -43,6 +43,8 @@ def family(
         quantile family --only gptq --only gguf-q4-k-m --out /tmp/family
     """
     chosen = [recipe("baseline")]
+    if files := [name for name in only or () if name.endswith(".yaml")]:
+        raise ConfigError(f"{files[0]}: a family is of shipped recipes; give their names")
     chosen += [recipe(name) for name in only or recipes() if name != "baseline"]
     console = Console()
     out.mkdir(parents=True, exist_ok=True)

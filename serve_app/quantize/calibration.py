@@ -36,7 +36,7 @@ def file_source(path: Path) -> Source:
     """
     try:
         content = path.read_bytes()
-        lines = content.decode().splitlines()
+        lines = content.decode().split("\n")  # splitlines would cut at U+2028 inside a string
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the calibration file {path}: {error}") from None
     texts = [_text(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]

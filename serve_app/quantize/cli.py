@@ -9,6 +9,7 @@ from rich.table import Table
 
 from serve_app.domain.errors import BuildError, ConfigError
 from serve_app.domain.units import format_bytes
+from serve_app.quantize.calibration import file_source
 from serve_app.quantize.catalogue import recipe, recipes
 from serve_app.quantize.recipes import Recipe
 from serve_app.store.manifest import read_manifest, verify
@@ -60,6 +61,8 @@ def _make(chosen: Recipe, model: str, out: Path, calibration: Path | None, *, fo
 
     console = Console(stderr=True, markup=False, highlight=False)
     base = resolve(model)
+    if calibration is not None:
+        file_source(calibration)  # a wrong line is told before anything starts
     for line in check_job(base, chosen, out):
         console.print(line, soft_wrap=True)
     twin = not runs_here(chosen)
@@ -99,15 +102,21 @@ def gate(
     from serve_app.quantize.gate import Candidate, GateResult, run_gate
     from serve_app.quantize.judging import keep_result
     from serve_app.quantize.record import recorded_recipe
+    from serve_app.quantize.support import runs_here
     from serve_app.reference.locate import TWIN_SUFFIX
 
     manifest = read_manifest(folder)
     if manifest is None:
         raise ConfigError(f"{folder} has no manifest.json: need a folder of `quantile quantize`")
     verify(folder, manifest)
-    twin = folder.with_name(folder.name + TWIN_SUFFIX)
     chosen = recipe(name) if name else recorded_recipe(folder)
-    candidate = Candidate(chosen, folder, twin if twin.is_dir() else None)
+    twin = None if runs_here(chosen) else folder.with_name(folder.name + TWIN_SUFFIX)
+    if twin is not None and not twin.is_dir():
+        raise ConfigError(
+            f"no engine here runs {chosen.scheme.describe()}, and {twin} is not there: judge it on "
+            "a machine that does (serve_app/quantize/SUPPORT.md), or make it anew here"
+        )
+    candidate = Candidate(chosen, folder, twin)
     results: dict[str, GateResult] = {}
     run_gate({chosen.name: candidate}, results.__setitem__)
     result = results[chosen.name]

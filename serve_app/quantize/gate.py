@@ -32,6 +32,7 @@ TIMEOUT_S = 300
 DECIDED = 0.5
 """Probability. Below it (which name a story picks) rounding alone may swap the top two."""
 
+SLOWEST_BYTES_PER_S = 20e6
 POLL_S = 0.2
 LOG_LINES = 25
 
@@ -63,15 +64,16 @@ class GateResult:
     `engine_*`: engine against reference. `agreement`: share of the `n_decided` positions (where
     the reference gives one token at least `DECIDED`) where the engine has the same most likely
     token. `quantization_mean`: reference against the base weights' reference.
-    `failures` says for each limit that is exceeded what was needed; empty means passed.
+    `failures` says for each limit that is exceeded what was needed; empty means passed. None is
+    what came out as no number.
     """
 
     n_tokens: int
     n_decided: int
-    engine_mean: float
-    engine_max: float
-    agreement: float
-    quantization_mean: float
+    engine_mean: float | None
+    engine_max: float | None
+    agreement: float | None
+    quantization_mean: float | None
     failures: tuple[str, ...]
 
     @property
@@ -82,10 +84,16 @@ class GateResult:
     def describe(self) -> str:
         """The numbers on one line."""
         return (
-            f"|dlogprob| engine {self.engine_mean:.4f} mean {self.engine_max:.3f} max, "
-            f"quantization {self.quantization_mean:.4f} mean, "
-            f"same top token {self.agreement:.2%} of {self.n_decided} decided"
+            f"|dlogprob| engine {shown(self.engine_mean, '.4f')} mean "
+            f"{shown(self.engine_max, '.3f')} max, "
+            f"quantization {shown(self.quantization_mean, '.4f')} mean, "
+            f"same top token {shown(self.agreement, '.2%')} of {self.n_decided} decided"
         )
+
+
+def shown(value: float | None, form: str) -> str:
+    """The value, or `not a number`."""
+    return "not a number" if value is None else format(value, form)
 
 
 Judged = Callable[[str, GateResult], None]
@@ -103,7 +111,7 @@ def judge(tolerance: Tolerance, reference: Reference, logprobs: Values, best: Va
     mean, quantization = float(engine.mean()), float(np.abs(need - base).mean())
     decided = np.concatenate(list(reference.best_logprobs)) >= math.log(DECIDED)
     same = best == np.concatenate(list(reference.best))
-    agreement = float(same[decided].mean())
+    agreement = float(same[decided].mean()) if decided.any() else math.nan
     failures = []
     # Written so that a NaN fails.
     if not mean <= tolerance.engine:
@@ -129,12 +137,16 @@ def judge(tolerance: Tolerance, reference: Reference, logprobs: Values, best: Va
     return GateResult(
         n_tokens=have.size,
         n_decided=int(decided.sum()),
-        engine_mean=mean,
-        engine_max=largest,
-        agreement=agreement,
-        quantization_mean=quantization,
+        engine_mean=_finite(mean),
+        engine_max=_finite(largest),
+        agreement=_finite(agreement),
+        quantization_mean=_finite(quantization),
         failures=tuple(failures),
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def run_gate(variants: Mapping[str, Candidate], judged: Judged) -> None:
@@ -156,7 +168,7 @@ def run_gate(variants: Mapping[str, Candidate], judged: Judged) -> None:
         try:
             for i, (name, each) in enumerate(variants.items()):
                 answer = Path(scratch) / f"{i}.npz"
-                if not _wait_for(answer, process):
+                if not _wait_for(answer, process, _timeout_s(each.served)):
                     _raise_unjudged(name, each.served, process.poll(), log)
                 with np.load(answer) as arrays:
                     reference = load_reference(each.folder / REFERENCE_NPZ)
@@ -166,9 +178,15 @@ def run_gate(variants: Mapping[str, Candidate], judged: Judged) -> None:
             _end_session(process)
 
 
-def _wait_for(answer: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Whether the file came before the process ended and before `TIMEOUT_S`."""
-    deadline = time.monotonic() + TIMEOUT_S
+def _timeout_s(folder: Path) -> float:
+    """For loading and checking: more for large weights, at the pace of a network volume."""
+    files = [folder] if folder.is_file() else folder.iterdir()
+    return TIMEOUT_S + sum(path.stat().st_size for path in files) / SLOWEST_BYTES_PER_S
+
+
+def _wait_for(answer: Path, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Whether the file came before the process ended and before `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
     while not answer.exists():
         if process.poll() is not None:
             return answer.exists()
@@ -189,7 +207,7 @@ def _raise_unjudged(name: str, folder: Path, code: int | None, log: Path) -> NoR
     # The cause is in a worker's traceback, far above the end: "Failed core proc(s)".
     causes = [line for line in lines if re.search(r"\w(Error|Exception): ", line)]
     shown = "\n".join(causes[:3] or lines[-LOG_LINES:])
-    how = f"took over {TIMEOUT_S} s" if code is None else f"ended with exit code {code}"
+    how = "took too long" if code is None else f"ended with exit code {code}"
     raise BuildError(
         f"the engine process {how} while checking {name!r} ({folder}): need an engine that loads "
         f"it. It said:\n{shown}"

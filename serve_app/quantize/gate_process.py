@@ -6,8 +6,10 @@ Writes `<out>/<i>.npz` for the i-th: `logprobs` and `best`, row after row.
 """
 
 import gc
+import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +29,22 @@ ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
 }
 KV_CACHE_BYTES = 64 * MIB
+"""At least; and twice what the longest text needs."""
+TINY_BYTES = 200 * MIB
+"""Weights up to this are run with one thread."""
 
 
 def vllm_logprobs(folder: Path, dtype: str, rows: list[list[int]]) -> tuple[Values, Values]:
     """For each token after the first of each row: its logprob, and the most likely token there."""
     from vllm import LLM, SamplingParams
 
+    longest = max(map(len, rows)) + 1
     llm = LLM(
         model=str(folder),
         dtype=dtype,
-        max_model_len=512,
+        max_model_len=longest,
         max_num_seqs=16,
-        kv_cache_memory_bytes=KV_CACHE_BYTES,
+        kv_cache_memory_bytes=max(KV_CACHE_BYTES, 2 * longest * kv_bytes_per_token(folder)),
         enforce_eager=True,
         enable_prefix_caching=False,
         disable_log_stats=True,
@@ -57,10 +63,27 @@ def vllm_logprobs(folder: Path, dtype: str, rows: list[list[int]]) -> tuple[Valu
     return np.array(logprobs), np.array(best)
 
 
+def kv_bytes_per_token(folder: Path) -> int:
+    """Of a 16-bit cache, by config.json's shape; never below what a quantized one takes."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    n_bytes: int = 2 * 2 * config["num_hidden_layers"] * kv_heads * head_dim
+    return n_bytes
+
+
+def threads_for(folders: Iterable[Path]) -> str:
+    """One where all weights are tiny, whose time is Python's; else one per core."""
+    sizes = [path.stat().st_size for folder in folders for path in folder.glob("*.safetensors")]
+    return "1" if max(sizes, default=0) <= TINY_BYTES else str(os.cpu_count() or 1)
+
+
 def main() -> None:
     """Answer for each candidate of the command line."""
     out, *words = sys.argv[1:]
-    os.environ.update(ENGINE_ENV)
+    folders = [Path(folder) for folder in words[1::3]]
+    os.environ.update(ENGINE_ENV | {"OMP_NUM_THREADS": threads_for(folders)})
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     for i, (engine, folder, reference) in enumerate(zip(*[iter(words)] * 3, strict=True)):
         kind, dtype = engine.split(":")

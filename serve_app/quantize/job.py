@@ -93,6 +93,7 @@ class Workshop:
         else:
             model = reference_pass.variant_model(recipe, self.base, out, dense)
             passes = reference_pass.forward(model, self.rows)
+            del model  # the twin needs its memory
         reference = reference_pass.as_reference(self.rows, passes, self.base_passes[0])
         save_reference(out / REFERENCE_NPZ, reference)
         write_record(

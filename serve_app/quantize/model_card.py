@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.domain.units import format_bytes
+from serve_app.quantize.gate import shown
 from serve_app.reference.locate import QUANTIZE_JSON
 from serve_app.store.manifest import CARD_MD, read_manifest, write_whole
 from serve_app.store.seal import GateFile, read_gate
@@ -110,8 +111,8 @@ def _gate(gate: GateFile | None) -> str:
     text = (
         f"**{'Passed' if gate.passed else 'FAILED'}** with {gate.key['engine']}: over "
         f"{result['n_tokens']:,} tokens the engine differs from an fp32 forward pass of the "
-        f"dequantized weights by {result['engine_mean']:.4f} nats on average, and the weights from "
-        f"the base model's by {result['quantization_mean']:.4f}."
+        f"dequantized weights by {shown(result['engine_mean'], '.4f')} nats on average, and the "
+        f"weights from the base model's by {shown(result['quantization_mean'], '.4f')}."
     )
     if gate.judged == "twin":
         text += " Judged through its dequantized twin: no engine on that machine runs the format."
@@ -119,11 +120,12 @@ def _gate(gate: GateFile | None) -> str:
 
 
 def _use(record: Mapping[str, Any]) -> str:
-    engine = record["engine"]
+    kind, dtype = record["engine"]["kind"], record["engine"]["dtype"]
+    engine = f"kind: {kind}, dtype: {dtype}" if kind == "vllm" else f"kind: {kind}"
     return (
         "As a variant of a QuanTile configuration:\n\n```yaml\n"
         f"checkpoint: /path/to/this/folder\nmethod: {record['method']}\n"
-        f"engine: {{kind: {engine['kind']}, dtype: {engine['dtype']}}}\n```"
+        f"engine: {{{engine}}}\n```"
     )
 
 

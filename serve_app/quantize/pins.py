@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serve_app.domain.errors import BuildError
 
-QUANTIZERS = ("llmcompressor", "compressed-tensors", "torch", "transformers")
+QUANTIZERS = ("llmcompressor", "compressed-tensors", "torch", "transformers", "gguf", "xllamacpp")
 """Libraries whose version decides the weights: they are part of a variant's cache key."""
 
 _CONSTRAINTS = Path(__file__).with_name("constraints.txt")

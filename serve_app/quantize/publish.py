@@ -5,10 +5,13 @@ quantizers: an interrupted run goes on from what it had made, and what was judge
 to be looked at. `out` appears by rename, whole and judged, or not at all.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,16 +58,29 @@ def publish(
     """
     out = out.absolute()
     twin_out = out.with_name(out.name + TWIN_SUFFIX) if needs_twin else None
-    taken = [folder for folder in (out, twin_out) if folder and folder.exists()]
-    if taken and not force:
-        raise ConfigError(f"{taken[0]} exists: name another --out, or replace it with --force")
+    _require_free(out, force)
     key = work_key(recipe, base, calibration_file)
     work = out.with_name(f".{out.name}.{key[:KEPT]}")
     wanted = Wanted(recipe, work / "variant", work / "twin" if needs_twin else None)
     work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        result = _make_and_judge(
+            wanted, base, gate, quantize or _with_calibration(calibration_file), report, force=force
+        )
+        _require_free(out, force)
+        for made, target in ((wanted.twin, twin_out), (wanted.folder, out)):
+            if made is not None and target is not None:
+                _replace(made, target)
+        shutil.rmtree(work)
+    return Published(out, twin_out, result)
+
+
+def _make_and_judge(
+    wanted: Wanted, base: Path, gate: Gate, quantize: Quantize, report: Report, *, force: bool
+) -> GateResult:
+    recipe = wanted.recipe
     if not wanted.is_made or force:
-        run = quantize or _with_calibration(calibration_file)
-        faults = make_all([wanted], base, run, report)
+        faults = make_all([wanted], base, quantize, report)
         if faults:
             raise BuildError(f"{recipe.name} could not be made: {faults[recipe.name]}")
     candidate = Candidate(recipe, wanted.folder, wanted.twin)
@@ -78,11 +94,7 @@ def publish(
             f"{'; '.join(result.failures)} [{result.describe()}]; look at {wanted.folder}, or "
             "make it anew with --force"
         )
-    for made, target in ((wanted.twin, twin_out), (wanted.folder, out)):
-        if made is not None and target is not None:
-            _replace(made, target)
-    shutil.rmtree(work)
-    return Published(out, twin_out, result)
+    return result
 
 
 def work_key(recipe: Recipe, base: Path, calibration_file: Path | None) -> str:
@@ -110,9 +122,29 @@ def _with_calibration(path: Path | None) -> Quantize:
     return run
 
 
+def _require_free(out: Path, force: bool) -> None:
+    """A twin without its variant is what a run left that was cut off between the two renames."""
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists: name another --out, or replace it with --force")
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """One run at a time in a working folder; the kernel releases the lock of one that dies."""
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(f"another run works in {work}: wait for its end") from None
+    finally:
+        os.close(handle)
+
+
 def _replace(made: Path, target: Path) -> None:
     if target.exists():
         old = made.with_name(made.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
         made.rename(target)
         shutil.rmtree(old)

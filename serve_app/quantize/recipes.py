@@ -201,8 +201,8 @@ class Recipe(StrictModel):
         return isinstance(self.make, SqueezeLlm)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what decides the weights: not the gate, not the engine, not the name."""
-        decides = self.model_dump(mode="json", include={"method", "make", "calibration"})
+        """SHA-256 (hex) of what decides the weights, the twin's too: not the gate, not the name."""
+        decides = self.model_dump(mode="json", include={"method", "make", "calibration", "engine"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

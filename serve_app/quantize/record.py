@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from serve_app.config.parse import parse, read_yaml
@@ -15,7 +15,7 @@ from serve_app.reference.locate import QUANTIZE_JSON
 from serve_app.reference.logprobs import REFERENCE_NPZ
 
 SCHEMA_VERSION = 2
-_OPTIONAL = ("gguf", "xllamacpp")
+REFERENCE = Path(__file__).parents[1].resolve() / "reference" / "checkpoint"
 
 
 def write_record(
@@ -38,7 +38,7 @@ def write_record(
         "engine": recipe.engine.model_dump(),
         "recipe": recipe.model_dump(mode="json", exclude={"name"}),
         "recipe_sha256": recipe.digest(),
-        "base": base.resolve().name if base.name != "checkpoint" else "quantile-reference",
+        "base": "quantile-reference" if base.resolve() == REFERENCE else base.resolve().name,
         "calibration": _calibration(recipe, *calibration) if calibration else None,
         "reference": {
             "file": REFERENCE_NPZ,
@@ -47,7 +47,7 @@ def write_record(
             "activations": "quantized as the scheme says" if in_flight else "float32",
         },
         "weight_error": errors.as_json(),
-        "libraries": _versions(),
+        "libraries": {name: version(name) for name in QUANTIZERS},
         "wall_seconds": round(wall_s, 2),
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -71,13 +71,3 @@ def _calibration(
         "length_tokens": recipe.calibration.length_tokens,
         "tokens_sha256": rows_digest(rows),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in QUANTIZERS}
-    for name in _OPTIONAL:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

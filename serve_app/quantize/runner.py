@@ -1,5 +1,6 @@
 """Start `serve_app.quantize.job` in the quantizers' own environment, and hear how it goes."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,10 +13,12 @@ from typing import IO
 
 import serve_app
 from serve_app.domain.errors import BuildError, ConfigError
+from serve_app.domain.units import MIB
 from serve_app.quantize.order import Event, Item, Order
 
 _PACKAGE = Path(serve_app.__file__).parent
 LOG_LINES = 25
+TINY_BYTES = 200 * MIB
 _PROGRESS = re.compile(r"\((\d+)/(\d+)\): (\w+)")
 """`(3/32): Calibrating`, as llm-compressor shows the layer that it is at."""
 
@@ -76,10 +79,16 @@ def _run(
         # Only our package is put on the path: the folder around it may be a site-packages with
         # the engines' torch and transformers.
         (Path(scratch) / "serve_app").symlink_to(_PACKAGE)
-        order = Order(base=base, items=tuple(items), calibration_file=calibration_file)
+        text = calibration_file.absolute() if calibration_file else None  # it runs elsewhere
+        order = Order(base=base.absolute(), items=tuple(items), calibration_file=text)
         path = Path(scratch) / "order.json"
         path.write_text(order.model_dump_json(), encoding="utf-8")
-        env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": scratch, "HF_HUB_OFFLINE": "1"}
+        env = {
+            "OMP_NUM_THREADS": _threads(base),
+            **os.environ,
+            "PYTHONPATH": scratch,
+            "HF_HUB_OFFLINE": "1",
+        }
         tail: deque[str] = deque(maxlen=LOG_LINES)
         with subprocess.Popen(
             [str(python), "-m", "serve_app.quantize.job", str(path)],
@@ -115,8 +124,15 @@ def _listen(stream: IO[str], tail: deque[str], current: list[str], hear: Hear) -
     for line in stream:  # tqdm's carriage returns are line ends here
         if line.strip():
             tail.append(line.rstrip())
-        found = _PROGRESS.search(line)
-        if found and current and found[0] != seen:
+        found, variant = _PROGRESS.search(line), next(iter(current), None)
+        if found and variant and found[0] != seen:
             seen = found[0]
             detail = f"layer {found[1]} of {found[2]}"
-            hear(Event(variant=current[0], state="quantizing", detail=detail))
+            with contextlib.suppress(Exception):  # or the job would wait for a full pipe to drain
+                hear(Event(variant=variant, state="quantizing", detail=detail))
+
+
+def _threads(base: Path) -> str:
+    """One for tiny models, whose time is Python's; else one per core."""
+    n_bytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    return "1" if n_bytes < TINY_BYTES else str(os.cpu_count() or 1)

@@ -197,7 +197,7 @@ def _gguf(
         note = "" if isinstance(machine, Cpu) else "on the machine's CPU: the GPU is not used"
         if has_llamacpp:
             return Served("llamacpp", How.AS_ITSELF, reason=note)
-        fix = "pip install 'quantile[llamacpp]'"
+        fix = "pip install 'quantile-serve[llamacpp]'"
         return Served("vllm", How.AS_TWIN, False, "llama.cpp is not installed", fix)
     if not isinstance(machine, Cpu):
         found = check_support(part.scheme, machine)

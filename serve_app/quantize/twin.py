@@ -25,7 +25,14 @@ from serve_app.reference.locate import QUANTIZE_JSON
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", ".pt")
-_OWN = {"config.json", QUANTIZE_JSON, "gate.json", "README.md", "manifest.json"}
+_OWN = {
+    "config.json",
+    "quantize_config.json",
+    QUANTIZE_JSON,
+    "gate.json",
+    "README.md",
+    "manifest.json",
+}
 _QUANTIZATION = ("quantization_config", "compression_config")
 
 

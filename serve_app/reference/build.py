@@ -48,6 +48,7 @@ JOB_CODE = (
     "quantize/sensitivity.py",
     "quantize/twin.py",
     "quantize/weight_error.py",
+    "reference/corpus.py",
     "reference/logprobs.py",
 )
 """What the bytes of a variant and of its reference come from: part of the cache's key."""
@@ -110,6 +111,8 @@ def build(
             _link(name, wanted[name].folder, result.passed)
             if twin := wanted[name].twin:
                 _link(name + TWIN_SUFFIX, twin, result.passed)
+            else:  # an engine runs it now: an older twin must not stand in for it
+                (links_dir() / (name + TWIN_SUFFIX)).unlink(missing_ok=True)
     _raise_failures(results, wanted, faults | unjudged)
     folders = {name: wanted[name] for name in results}
     return [
@@ -166,17 +169,17 @@ def _link(name: str, folder: Path, passed: bool) -> None:
 def _raise_failures(
     results: Mapping[str, GateResult], wanted: Mapping[str, Wanted], faults: Mapping[str, str]
 ) -> None:
+    failed = {name: result for name, result in results.items() if not result.passed}
+    lines = [
+        f"{name}: {'; '.join(result.failures)} [{result.describe()}; {wanted[name].folder}]"
+        for name, result in failed.items()
+    ]
     if faults:
         raise BuildError(
             "not every variant could be made and checked; the others are linked:\n  "
-            + "\n  ".join(f"{name}: {why}" for name, why in faults.items())
+            + "\n  ".join([*(f"{name}: {why}" for name, why in faults.items()), *lines])
         )
-    failed = {name: result for name, result in results.items() if not result.passed}
     if failed:
-        lines = [
-            f"{name}: {'; '.join(result.failures)} [{result.describe()}; {wanted[name].folder}]"
-            for name, result in failed.items()
-        ]
         raise BuildError(
             "variants load but are wrong, and are not linked:\n  "
             + "\n  ".join(lines)

@@ -20,7 +20,7 @@ def gguf_file(place: Path) -> Path:
     if not files:
         raise CheckpointError(
             f"{place} holds no {GGUF_SUFFIX} file: give a GGUF, or make one with "
-            "`quantile quantize --recipe gguf-q4-k-m`"
+            "`quantile quantize gguf-q4-k-m --model BASE --out FOLDER`"
         )
     return files[0]
 

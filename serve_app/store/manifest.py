@@ -71,9 +71,16 @@ def read_manifest(folder: Path) -> Manifest | None:
 def verify(folder: Path, manifest: Manifest, advance: Advance = lambda n_bytes: None) -> None:
     """Compare every listed file with what is there, sizes first.
 
-    Raises `CheckpointError` that names each file that is missing or differs.
+    Raises `CheckpointError` that names each file that is missing, differs, or is not listed: an
+    engine would read a shard too many as well.
     """
-    faults = []
+    faults = [
+        f"{path.name} is not in {MANIFEST_JSON}"
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in manifest.files.keys() | _WRITTEN_LATER
+    ]
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():

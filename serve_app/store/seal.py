@@ -41,6 +41,7 @@ def require_sealed(folder: Path) -> None:
 
     Reads every file once.
     """
+    folder = folder.parent if folder.is_file() else folder  # a GGUF may be named by its file
     if not (folder / QUANTIZE_JSON).is_file():
         return
     manifest = read_manifest(folder)
@@ -63,5 +64,15 @@ def _require_passed(folder: Path, manifest: Manifest) -> None:
         raise CheckpointError(
             f"{folder} failed the correctness gate and is not served: {why}; make it again"
         )
+    if gate.judged == "twin" and not _is_twin(folder):
+        raise CheckpointError(
+            f"{folder} was judged as its dense twin only: serve the twin, or, where an engine runs "
+            f"the format, {judge_it}"
+        )
     if gate.manifest_sha256 != manifest.digest():
         raise CheckpointError(f"{folder} is not what the correctness gate judged; {judge_it}")
+
+
+def _is_twin(folder: Path) -> bool:
+    record = msgspec.json.decode((folder / QUANTIZE_JSON).read_bytes())
+    return isinstance(record, dict) and "twin_of" in record

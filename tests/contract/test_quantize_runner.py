@@ -1,6 +1,7 @@
 """The runner against scripted jobs: what it hears, and what becomes of one that dies."""
 
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +30,14 @@ def job(tmp_path, monkeypatch):
     """Run three variants through a scripted job; returns what was heard."""
     import sys
 
-    def run(body="pass", preamble=""):
+    def run(body="pass", preamble="", base=tmp_path, calibration_file=None):
         script = tmp_path / "python"
         script.write_text(JOB.format(python=sys.executable, body=body, preamble=preamble))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("QUANTIZE_PYTHON", str(script))
         heard = []
         items = [Item(recipe=recipe(n), out=tmp_path / n) for n in ("int8", "gptq", "awq")]
-        run_job(tmp_path, items, heard.append)
+        run_job(base, items, heard.append, calibration_file)
         return [(event.variant, event.state, event.detail) for event in heard]
 
     return run
@@ -65,12 +66,27 @@ def test_a_variant_that_says_it_failed_is_not_tried_again(job):
     ]
 
 
+def test_relative_paths_reach_the_job_that_runs_elsewhere(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jsonl").write_text('{"text": "one"}')
+    found = "tell(name, 'failed', open(order['calibration_file']).read() + order['base']); continue"
+    heard = job(found, base=Path("."), calibration_file=Path("text.jsonl"))
+    assert heard[-1][2] == f'{{"text": "one"}}{tmp_path}'
+
+
 def test_a_job_that_does_not_even_begin_is_an_error_with_its_last_lines(job):
     with pytest.raises(BuildError, match=r"(?s)exit code 3 .*a library says hello"):
         job(preamble="sys.exit(3)")
 
 
 def test_the_layer_that_the_quantizer_is_at_is_told(job):
-    line = "(2/32): Calibrating:  50%|#####     | 48/96 [00:01<00:01]\\r"
-    heard = job(f"print({line!r}, file=sys.stderr, flush=True); time.sleep(0.3)")
-    assert ("int8", "quantizing", "layer 2 of 32") in heard
+    """Events and progress come by two pipes: which is read first is the machine's mood."""
+    body = """
+    for layer in range(1, 33):
+        sys.stderr.write(f"({layer}/32): Calibrating:  50%|#####     | 48/96\\r")
+        sys.stderr.flush()
+        time.sleep(0.03)
+    """
+    told = [detail for name, state, detail in job(body.strip()) if name == "int8" and detail]
+    assert told
+    assert {f"layer {layer} of 32" for layer in range(1, 33)} >= set(told)

@@ -50,7 +50,9 @@ class FakeQuantizer:
                 continue
             for folder in filter(None, (item.out, item.twin)):
                 (folder / "config.json").write_text("{}")
-                (folder / QUANTIZE_JSON).write_text(json.dumps(RECORD | {"variant": name}))
+                twin = {"twin_of": {"variant": name}} if folder == item.twin else {}
+                record = RECORD | {"variant": name} | twin
+                (folder / QUANTIZE_JSON).write_text(json.dumps(record))
             hear(Event(variant=name, state="made"))
 
 

@@ -59,6 +59,9 @@ def test_a_format_that_nothing_here_runs_is_judged_as_its_twin(quantizer, gate):
     assert read_gate(built.folder).judged == read_gate(built.twin).judged == "twin"
     build([GPTQ], quantizer, gate, needs_twin=lambda recipe: True)
     assert quantizer.made == gate.judged == ["gptq"]
+    build([GPTQ], quantizer, gate)  # an engine runs it by now
+    with pytest.raises(CheckpointError, match="not built"):
+        resolve("reference://gptq-twin")
 
 
 def test_what_passed_is_sealed_and_a_changed_byte_breaks_the_seal(quantizer, gate):
@@ -68,6 +71,10 @@ def test_what_passed_is_sealed_and_a_changed_byte_breaks_the_seal(quantizer, gat
     weights.write_bytes(b"y" * 10)
     with pytest.raises(CheckpointError, match=r"model\.safetensors has another SHA-256"):
         require_sealed(built.folder)
+    (built.folder / "extra.safetensors").write_bytes(b"z")
+    with pytest.raises(CheckpointError, match=r"extra\.safetensors is not in manifest\.json"):
+        require_sealed(built.folder)
+    (built.folder / "extra.safetensors").unlink()
     weights.write_bytes(b"x" * 9)
     with pytest.raises(CheckpointError, match="has 9 bytes, need 10"):
         require_sealed(built.folder)

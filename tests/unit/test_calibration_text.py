@@ -19,9 +19,11 @@ def encode(text):
 
 def test_a_file_may_hold_text_and_messages(tmp_path):
     path = tmp_path / "text.jsonl"
-    path.write_text('{"text": "abcd"}\n\n{"messages": [{"role": "user", "content": "efgh"}]}\n')
+    path.write_text(
+        '{"text": "ab\u2028d"}\n\n{"messages": [{"role": "user", "content": "efgh"}]}\n'
+    )
     rows = calibration_rows(Calibration(samples=2, length_tokens=4), file_source(path), encode)
-    assert rows == [encode("abcd"), encode("efgh")]
+    assert rows == [encode("ab\u2028d"), encode("efgh")]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from serve_app.domain.errors import BuildError, ConfigError
+from serve_app.domain.errors import BuildError, CheckpointError, ConfigError
 from serve_app.quantize.publish import publish, work_key
 from serve_app.reference.build import CHECKPOINT
 from serve_app.store.seal import require_sealed
@@ -101,6 +102,35 @@ def test_a_twin_appears_beside_it(shop):
     assert made.twin == shop.out.with_name("gptq-twin")
     require_sealed(made.twin)
     assert shop.names == ["gptq", "gptq-twin"]
+
+
+def test_two_runs_of_one_folder_do_not_meet(shop):
+    def second(base, items, hear):
+        with pytest.raises(ConfigError, match="another run works in"):
+            shop.publish()
+        shop.quantizer(base, items, hear)
+
+    shop.publish(quantize=second)
+    assert shop.names == ["gptq"]
+
+
+def test_a_twin_that_was_left_alone_is_replaced(shop):
+    shop.out.with_name("gptq-twin").mkdir(parents=True)
+    require_sealed(shop.publish(needs_twin=True).twin)
+
+
+def test_what_was_judged_as_its_twin_is_served_as_its_twin(shop):
+    made = shop.publish(needs_twin=True)
+    with pytest.raises(CheckpointError, match="as its dense twin only"):
+        require_sealed(made.folder)
+
+
+def test_a_verdict_that_is_no_number_is_kept_as_a_failure(shop):
+    shop.gate.results["gptq"] = dataclasses.replace(
+        FAIL, engine_mean=None, engine_max=None, failures=("engine differs by nan nats",)
+    )
+    with pytest.raises(BuildError, match="engine not a number mean"):
+        shop.publish()
 
 
 def test_the_key_follows_base_recipe_and_calibration(tmp_path):
