@@ -6,7 +6,7 @@ decides.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -54,7 +54,7 @@ class Measured:
     at: Mapping[str, Mapping[str, AtLevel]] = field(default_factory=dict)
     """By variant, then level."""
     capacity: Mapping[str, Capacity] = field(default_factory=dict)
-    """Of one replica."""
+    """Of one replica; only where it is known how many there were."""
     overload: Mapping[str, str] = field(default_factory=dict)
     """Variants that miss the SLO at the lowest rate that was tried, and how."""
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -94,7 +94,10 @@ def read_runs(folders: Sequence[Path], metric: str) -> Measured:
             for run, result in zip(runs, results, strict=True)
             for axis, contrasts in _pairs(run, result, METRICS[metric])
         },
-        notes=tuple(note for result in results for note in _notes(result)),
+        notes=(
+            *(note for result in results for note in _notes(result)),
+            *_replica_notes(names, replicas),
+        ),
     )
 
 
@@ -178,14 +181,15 @@ def _capacities(
         for name in names:
             if name in capacity or name in overload:
                 continue
+            n_replicas = replicas.get(name)
             rows = [row for row in result.summaries if row.variant == name]
             found = next((each for each in result.saturation if each.variant == name), None)
             if found is not None and found.verdict is LoadVerdict.FAIL:
                 overload[name] = bracket(found)
                 continue
             known = _searched(found, rows) if found is not None else _staged(rows)
-            if known is not None:
-                capacity[name] = _of_one_replica(known, replicas.get(name, 1))
+            if known is not None and n_replicas is not None:
+                capacity[name] = _of_one_replica(known, n_replicas)
     return capacity, overload
 
 
@@ -286,6 +290,14 @@ def _by_signs(each: Comparison, margin: float) -> Contrast:
         is_better=better, is_worse=worse, is_not_worse=better, is_not_better=worse,
         reason=each.reason,
     )  # fmt: skip
+
+
+def _replica_notes(names: Iterable[str], replicas: Mapping[str, int]) -> Iterator[str]:
+    if unknown := [name for name in names if name not in replicas]:
+        yield (
+            f"the runs do not say how many replicas there were of {', '.join(unknown)}, or not "
+            "the same: what one carries is not known"
+        )
 
 
 def _notes(result: CampaignResult) -> Iterator[str]:

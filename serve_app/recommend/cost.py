@@ -11,6 +11,7 @@ SECONDS_PER_HOUR = 3600
 TOKENS = 1_000_000
 SEARCH = "the highest rate within the SLO: quantile loadtest configs/campaigns/saturation.yaml"
 """What bounds a capacity."""
+REPLICAS = "runs that say how many replicas there were: quantile loadtest against quantile serve"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Priced:
 def cost_of(
     capacity: Capacity | None,
     memory: Memory | None,
-    replicas: int,
+    replicas: int | None,
     catalogue: Mapping[str, GpuProfile],
     usd_per_hour: float | None,
 ) -> Priced:
@@ -34,8 +35,11 @@ def cost_of(
     Without it, it is the price of the GPUs that so many replicas fill: a replica that was alone on
     a GPU is charged all of it, since its neighbours were idle and a saturated GPU has nothing to
     share. The interval is the capacity's: open where no rate that was tried failed, so that the
-    tokens may be cheaper.
+    tokens may be cheaper. `replicas` is None where the runs do not say how many there were, or not
+    the same: then there is no cost of one.
     """
+    if replicas is None:
+        return Priced(None, REPLICAS)
     if capacity is None:
         return Priced(None, SEARCH)
     per_replica = _usd_per_hour(memory, replicas, catalogue, usd_per_hour)

@@ -113,7 +113,7 @@ def _variant(
     memory = served.memory.get(name) if served is not None else None
     capacity = measured.capacity.get(name)
     priced = cost_of(
-        capacity, memory, measured.replicas.get(name, 1), load_gpus(), inputs.usd_per_hour
+        capacity, memory, measured.replicas.get(name), load_gpus(), inputs.usd_per_hour
     )
     return VariantEvidence(
         name=name,

@@ -1,5 +1,6 @@
 """What is taken from the folders of load runs, against what their own reports say."""
 
+import json
 import math
 from itertools import combinations
 
@@ -10,6 +11,7 @@ from serve_app.advise.evidence import latency_at
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.verdict import Verdict
 from serve_app.recommend.campaigns import read_runs
+from serve_app.recommend.gather import Inputs, gather
 from tests.fakes.run_folders import SPEED, campaign, write_run, write_search
 
 
@@ -100,6 +102,31 @@ def test_the_capacity_is_the_bracket_of_the_search_for_one_replica(search):
             row.output_tokens_per_s, rel=0.05
         )
     assert measured.capacity
+
+
+def set_replicas(folder, variant, count):
+    manifest = json.loads((folder / "run.json").read_bytes())
+    manifest["variants"][variant]["replicas"] = count
+    (folder / "run.json").write_text(json.dumps(manifest))
+
+
+def test_an_unknown_count_of_replicas_is_no_capacity_and_no_cost(tmp_path):
+    """A gateway that counts none, and two runs that do not agree: one replica is a guess."""
+    folder = write_search(tmp_path / "search")
+    assert "fp8" in read_runs([folder], "e2e-p95").capacity
+    set_replicas(folder, "fp8", None)
+    measured = read_runs([folder], "e2e-p95")
+    assert "fp8" not in measured.capacity and "bf16" in measured.capacity
+    assert any("how many replicas there were of fp8," in note for note in measured.notes)
+    fp8 = gather(Inputs((folder,), usd_per_hour=1.0)).evidence["fp8"]
+    assert fp8.cost_usd_per_million is None and "how many replicas" in fp8.cost_gap
+
+
+def test_runs_that_count_other_replicas_do_not_agree(tmp_path):
+    folders = [write_run(tmp_path / "stages"), write_search(tmp_path / "search")]
+    set_replicas(folders[0], "fp8", 2)
+    measured = read_runs(folders, "e2e-p95")
+    assert "fp8" not in measured.capacity and "bf16" in measured.capacity
 
 
 def test_stages_bound_the_capacity_from_below_where_nothing_failed(stages):
