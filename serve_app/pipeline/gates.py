@@ -136,14 +136,28 @@ def _of_load(load: Load | None, *, needs_slo: bool) -> Iterator[GateResult]:
         return
     gated = [row for row in load.rows if row.is_gated]
     need = "the campaign's SLO"
-    if needs_slo and not gated:
+    if not needs_slo:
+        yield _of_campaign(load)
+        return
+    if not gated:
         yield GateResult("slo", "", Verdict.INCONCLUSIVE, "-", need, "no load stage is gated")
-    for row in gated if needs_slo else ():
+    for row in gated:
         verdict = row.slo or Verdict.INCONCLUSIVE
         if not row.is_valid:
             verdict = Verdict.ERROR
         figure = f"E2E P95 {row.p95} ms, P99 {row.p99} ms at {row.load}"
         yield GateResult("slo", row.variant, verdict, figure, need, row.reason)
+
+
+def _of_campaign(load: Load) -> GateResult:
+    """Where no SLO is asked for, that it was measured is the gate."""
+    figure, need = f"{len(load.rows)} rows", "a whole, valid campaign"
+    invalid = [row for row in load.rows if not row.is_valid]
+    if invalid:
+        why = f"{invalid[0].variant} at {invalid[0].load}: {invalid[0].reason}"
+        return GateResult("load", "", Verdict.ERROR, figure, need, why)
+    verdict = Verdict.PASS if load.rows else Verdict.INCONCLUSIVE
+    return GateResult("load", "", verdict, figure, need)
 
 
 def _of_latency(
@@ -164,6 +178,9 @@ def _of_latency(
         for name in names
         if baseline is None or name != baseline.name
     }
+    if not known:
+        why = "no variant but the baseline was loaded at a gated stage"
+        yield GateResult("latency", "", Verdict.INCONCLUSIVE, "-", need, why)
     for name, ratios in known.items():
         if not ratios:
             why = "too few requests to compare it"

@@ -188,7 +188,8 @@ def _campaign(
             f"{where}: gates.slo is asked for, and there is no `slo`: give it one, or set gates: "
             "{slo: false}"
         )
-    if stage.gates.slo and not any(each.gate for each in campaign.stages):
+    judged = stage.gates.slo or stage.gates.latency is not None
+    if judged and not any(each.gate for each in campaign.stages):
         raise ConfigError(f"{where}: no load stage has `gate: true`, so none can be judged")
     return campaign
 

@@ -108,6 +108,12 @@ class Measure(_Stage):
     """A campaign of `quantile loadtest`; its target is filled in."""
     gates: TrialGates = TrialGates()
 
+    @model_validator(mode="after")
+    def _serves_one(self) -> Self:
+        if self.gates.latency is not None:
+            raise ValueError("gates.latency is against the baseline, and nothing else is served")
+        return self
+
 
 class Validate(_Stage):
     """Serve variants beside the baseline: quality, the split as in production, and load."""

@@ -231,6 +231,33 @@ def test_a_closed_loop_decides_no_latency():
     assert outcome.verdict is Verdict.PASS
 
 
+def test_a_latency_bar_that_compared_nothing_is_open():
+    of = stage(do="validate", campaign="c.yaml",
+               gates={"slo": False, "latency": {"max_ratio": 1.5}})  # fmt: skip
+    found = load(batch("baseline", 8), batch("int8", 8), ratios=[ratio(1.0, 0.9, 1.1)])
+    outcome = judge(of, Findings(quality=(judged("int8"),), load=found), BASE)
+    (gate,) = [each for each in outcome.gates if each.gate == "latency"]
+    assert gate.verdict is outcome.verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (load(batch("baseline", 8)), Verdict.PASS),
+        (load(row("baseline", slo=Verdict.FAIL)), Verdict.PASS),
+        (load(batch("baseline", 8, is_valid=False, reason="lag")), Verdict.ERROR),
+        (load(batch("baseline", 8), verdict=Verdict.ERROR), Verdict.ERROR),
+        (load(), Verdict.INCONCLUSIVE),
+        (None, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_without_an_slo_the_gate_is_that_it_was_measured(found, verdict):
+    of = stage(do="measure", campaign="c.yaml", gates={"slo": False})
+    outcome = judge(of, Findings(load=found), BASE)
+    assert outcome.verdict is verdict and outcome.is_accepted == (verdict is Verdict.PASS)
+    assert [gate.gate for gate in outcome.gates] == ["load"]
+
+
 def test_an_invalid_campaign_is_an_error_whatever_its_rows_say():
     found = load(row("baseline"), verdict=Verdict.ERROR)
     outcome = judge(MEASURE, Findings(load=found), BASE)
