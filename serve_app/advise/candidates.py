@@ -130,6 +130,11 @@ def _by_quality(
 def _by_slo(variant: VariantEvidence, levels: Sequence[str]) -> Iterator[_Doubt]:
     if variant.overload is not None:
         yield _Doubt(f"the SLO {variant.overload}")
+    elif not levels and variant.capacity is None:
+        yield _Doubt(
+            "nothing says that it holds the SLO under load",
+            f"run the campaign with {variant.name}, at rates that it holds",
+        )
     for level in levels:
         measured = variant.at.get(level)
         if measured is None:

@@ -172,6 +172,17 @@ def test_a_level_that_was_not_measured_is_missing_and_not_zero():
     assert choose(made, terms(Goal.CHEAPEST, levels=("light",))).chosen == "int8"
 
 
+def test_without_load_levels_a_variant_needs_a_capacity():
+    """A search alone has no levels: who was not in it was not measured under load."""
+    made = evidence(replaced("int8", tokens_per_s=None))
+    found = choose(made, terms(levels=()))
+    int8 = next(each for each in found.standings if each.name == "int8")
+    assert int8.status is Status.UNKNOWN and "under load" in int8.reasons[0]
+    assert int8.missing == ("run the campaign with int8, at rates that it holds",)
+    assert found.chosen != "int8"
+    assert choose(evidence(FAMILY), terms(levels=())).chosen == "int8"
+
+
 def test_without_prices_the_cheapest_is_open_and_says_what_would_price():
     made = {name: each._replace(usd=None) for name, each in FAMILY.items()}
     found = choose(evidence(made), terms(Goal.CHEAPEST))
