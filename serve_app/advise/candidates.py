@@ -39,8 +39,11 @@ class Terms:
 
     @property
     def loss_unit(self) -> float:
-        """The loss of quality that weighs as much as a factor of 2 elsewhere."""
-        return DEFAULT_BAR if self.quality_bar is None else self.quality_bar
+        """The loss of quality that weighs as much as a factor of 2 elsewhere.
+
+        A bar of 0 is no unit: the default's is taken.
+        """
+        return self.quality_bar or DEFAULT_BAR
 
 
 class Status(StrEnum):

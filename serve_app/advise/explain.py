@@ -39,7 +39,8 @@ def sentences(evidence: Evidence, terms: Terms, choice: Choice) -> tuple[str, st
 def _decided(terms: Terms, choice: Choice) -> str:
     qualify = [each.name for each in choice.standings if each.status is Status.OPEN]
     held = f"the SLO at {listing(choice.levels)}" if choice.levels else "every limit"
-    bar = f" and the quality bar of {terms.quality_bar:.2%}" if terms.quality_bar else ""
+    has_bar = terms.quality_bar is not None
+    bar = f" and the quality bar of {terms.quality_bar:.2%}" if has_bar else ""
     if len(qualify) == 1:
         return f"Serve {choice.chosen}: it is the only variant that surely holds {held}{bar}."
     text = (

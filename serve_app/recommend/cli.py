@@ -104,9 +104,7 @@ def recommend(
     quantile recommend reports/compare reports/saturation --quality reports/eval/quality.json
     --config configs/prod.yaml --gpu L4 --gpus 4 --goal cheapest --quality-bar 0.01 --write
     """
-    inputs = Inputs(
-        tuple(runs), quality, config, assume, gpu, usd_per_hour, latency, quality_bar or None
-    )
+    inputs = Inputs(tuple(runs), quality, config, assume, gpu, usd_per_hour, latency, quality_bar)
     _require_sense(config, gpu, gpus, write or patched is not None)
     max_bytes = None if memory is None else parse_size(memory)
     if goal is Goal.MEMORY_BOUND and max_bytes is None and gpus is None:

@@ -104,6 +104,17 @@ def test_the_balance_is_scale_free_and_declared():
     assert balance(evidence(times_1000), asked, "int8", "bf16").gain == pytest.approx(gain.gain)
 
 
+def test_a_bar_of_zero_allows_no_loss_and_divides_nothing():
+    gains = {name: each._replace(loss=-0.01) for name, each in FAMILY.items() if name != "bf16"}
+    made = evidence({"bf16": FAMILY["bf16"]} | gains)
+    found = recommend(made, terms(Goal.BALANCED, quality_bar=0.0))
+    assert found.chosen == "int8" and "the quality bar of 0.00%" in found.sentences[0]
+    as_default = balance(made, terms(Goal.BALANCED), "int8", "bf16")
+    assert balance(made, terms(Goal.BALANCED, quality_bar=0.0), "int8", "bf16") == as_default
+    worse = choose(evidence(FAMILY), terms(Goal.CHEAPEST, quality_bar=0.0))
+    assert {each.name: each.status for each in worse.standings}["awq"] is Status.OUT
+
+
 def test_a_weight_of_zero_leaves_an_axis_out():
     only_memory = {AxisKind.MEMORY: 1.0}
     found = choose(evidence(FAMILY), terms(Goal.BALANCED, weights=only_memory))

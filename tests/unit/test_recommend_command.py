@@ -152,6 +152,15 @@ def test_a_price_without_a_gpu(command, stages, quality, tmp_path):
     assert found["verdict"] == "inconclusive" and "--usd-per-hour" in found["next_steps"][0]
 
 
+def test_a_bar_of_zero_is_asked_of_pairs_as_well(command, stages, quality, tmp_path):
+    out = tmp_path / "out"
+    done = command(
+        stages, "--quality", quality, "--out", out, "--goal", "balanced", "--quality-bar", "0"
+    )
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert {each["margin"] for each in report_of(out)["evidence"]["contrasts"]["quality"]} == {0.0}
+
+
 def test_a_file_that_cannot_be_changed_keeps_the_recommendation(
     command, stages, prod, quality, tmp_path
 ):
