@@ -112,8 +112,11 @@ def _by_quality(
             yield _Doubt("its quality was not evaluated", measure)
         return
     why = f": {quality.reason}" if quality.reason else ""
-    if quality.verdict in (Verdict.FAIL, Verdict.ERROR):
+    if quality.verdict is Verdict.FAIL:
         yield _Doubt(f"its quality verdict is {quality.verdict}{why}")
+        return
+    if quality.verdict is Verdict.ERROR:  # of the evaluation: nothing is known of the variant
+        yield _Doubt(f"its evaluation is broken{why}", f"evaluate {variant.name} again")
         return
     more = f"evaluate {variant.name} on more items: quantile eval"
     if quality.verdict is Verdict.INCONCLUSIVE:

@@ -134,7 +134,19 @@ def test_a_variant_that_failed_is_never_chosen(goal, verdict):
     for bad in (miracle._replace(verdict=verdict), miracle._replace(gate=verdict)):
         found = recommend(evidence(FAMILY | {"bad": bad}), terms(goal, max_bytes=20 * GIB))
         assert found.chosen != "bad" and "bad" not in found.variant_set
-        assert "bad" not in found.front.variants
+        if bad.verdict is not Verdict.ERROR:  # a broken evaluation says nothing of the variant
+            assert "bad" not in found.front.variants
+
+
+def test_a_broken_evaluation_leaves_the_variant_open():
+    made = evidence(replaced("int8", verdict=Verdict.ERROR, usd=0.01))
+    found = choose(made, terms(Goal.CHEAPEST))
+    int8 = next(each for each in found.standings if each.name == "int8")
+    assert int8.status is Status.UNKNOWN and int8.missing == ("evaluate int8 again",)
+    assert (found.verdict, found.chosen) == (Verdict.INCONCLUSIVE, None)
+    only = evidence({"bf16": FAMILY["bf16"]._replace(gate=Verdict.FAIL),
+                     "int8": FAMILY["int8"]._replace(verdict=Verdict.ERROR)})  # fmt: skip
+    assert choose(only, terms()).verdict is Verdict.INCONCLUSIVE
 
 
 def test_all_that_fail_leave_nothing():
