@@ -108,11 +108,11 @@ def smaller_is_better(
     lacking = " and ".join(n for n, v in ((first, one), (second, other)) if v is None)
     if one is None or other is None:
         return undecided(first, second, margin, f"nothing is known of {lacking}")
-    gain = Interval(
-        _log_ratio(other.value, one.value) or 0.0,
-        _log_ratio(other.low, one.high),
-        _log_ratio(other.high, one.low),
-    )
+    value = _log_ratio(other.value, one.value)
+    if value is None:
+        reason = f"{other.value:g} and {one.value:g} have no ratio"
+        return undecided(first, second, margin, reason)
+    gain = Interval(value, _log_ratio(other.low, one.high), _log_ratio(other.high, one.low))
     return judge_gain(first, second, gain, margin, reason="")
 
 

@@ -106,6 +106,8 @@ def recommend(
     """
     inputs = Inputs(tuple(runs), quality, config, assume, gpu, usd_per_hour, latency, quality_bar)
     _require_sense(config, gpu, gpus, write or patched is not None)
+    if usd_per_hour == 0:
+        raise ConfigError("--usd-per-hour 0: need a price above 0, or leave it out for none")
     max_bytes = None if memory is None else parse_size(memory)
     if goal is Goal.MEMORY_BOUND and max_bytes is None and gpus is None:
         raise ConfigError("--goal memory-bound needs --memory BYTES, or --gpu TYPE with --gpus N")

@@ -166,3 +166,11 @@ def test_intervals_that_overlap_decide_nothing():
     assert not open_end.is_decided and open_end.low is None and open_end.high is None
     missing = smaller_is_better("a", "b", None, Interval(1.0), 0.01)
     assert missing.gain is None and "nothing is known of a" in missing.reason
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.0, 1.0), (1.0, 0.0), (math.inf, math.inf)])
+def test_without_a_ratio_there_is_no_gain_of_zero(one, other):
+    pair = Interval(one, one, one), Interval(other, other, other)
+    found = smaller_is_better("a", "b", *pair, 0.01)
+    assert found.gain is None and not found.is_decided and not found.is_not_worse
+    assert "have no ratio" in found.reason

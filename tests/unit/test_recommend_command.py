@@ -214,6 +214,7 @@ def test_a_baseline_whose_evaluation_is_broken_is_an_error(command, stages, qual
         (["--level", "night"], "no load level night in the runs; they have light, medium, heavy"),
         (["--latency", "e2e-p42"], "known: e2e-p50"),
         (["--quality", "no.json"], "no.json"),
+        (["--usd-per-hour", "0"], "need a price above 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(command, stages, tmp_path, arguments, message):
