@@ -46,14 +46,15 @@ def read_pass(files: Files, at: Pass, base: Pass) -> Answered:
         if tasks.name in prepared.choices:
             choice = files.choice(at, tasks)
             found = read_choice(tasks, choice.records(), len(choice.failures()))
-            if found.right:
+            if found.right or found.n_failed:
                 sets[tasks.name, Scoring.CHOICE] = found
     gaps = files.gap(at).records()
     gap = prepared.gap or (str(gaps[0]["gap"]) if gaps else None)
     logprobs = Logprobs({}, {}, gap)
     if prepared.gap is None:
-        windows, answers = files.windows(at).records(), files.answers(at).records()
-        logprobs = Logprobs.of(windows, answers, gap)
+        windows, answers = files.windows(at), files.answers(at)
+        n_failed = len(windows.failures()) + len(answers.failures())
+        logprobs = Logprobs.of(windows.records(), answers.records(), gap, n_failed)
     return Answered(at.name, at.model, sets, logprobs, _texts(files, at, base))
 
 

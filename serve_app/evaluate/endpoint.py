@@ -18,6 +18,10 @@ class NoPromptLogprobsError(EngineError):
     """The endpoint gives no log-probabilities of a prompt, or not of the tokens that we sent."""
 
 
+class NoTokenizerError(EngineError):
+    """The endpoint has no route that tokenizes: asking again changes nothing."""
+
+
 class RequestFailedError(EngineError):
     """A request got no answer, after the client's own retries. `is_gone`: nobody listened."""
 
@@ -43,7 +47,7 @@ class PromptLogprobs:
 class Endpoint:
     """An endpoint whose `base_url` ends in `/v1`. Close it, or use `async with` of its client.
 
-    Methods raise RequestFailedError.
+    Methods raise RequestFailedError; those that tokenize NoTokenizerError too.
     """
 
     def __init__(self, client: AsyncOpenAI) -> None:
@@ -140,6 +144,10 @@ class Endpoint:
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             found = await self._client.post(f"{self._root}{path}", cast_to=object, body=body)
+        except APIStatusError as error:
+            if error.status_code in (404, 405, 501):
+                raise NoTokenizerError(f"{path}: {error.message}") from error
+            raise _failed(error) from error
         except APIError as error:
             raise _failed(error) from error
         if not isinstance(found, dict):

@@ -226,6 +226,18 @@ class Judge:
         breaks = holm([_or_one(log.p_below(limit)) for log in known.values()])
         for (name, log), p_holds, p_breaks in zip(known.items(), holds, breaks, strict=True):
             decisions[name].append(_of_perplexity(log, bar, p_holds, p_breaks))
+        if not self.base.logprobs.windows:
+            return
+        for each in others:
+            if each.name not in known:
+                gap = each.logprobs.gap or "no window was answered by it and by the baseline"
+                decisions[each.name].append(
+                    Decision(
+                        name="perplexity",
+                        verdict=Verdict.INCONCLUSIVE,
+                        reason=f"its perplexity is not known: {gap}",
+                    )
+                )
 
     def _quality(
         self, found: Answered, base: Answered | None, decisions: Sequence[Decision]
@@ -299,12 +311,22 @@ def _overall(
 
 
 def _of_failures(found: Answered) -> list[Decision]:
-    failed = sum(each.n_failed for each in found.sets.values())
-    asked = failed + sum(len(each.given) for each in found.sets.values())
-    if not asked or failed / asked <= MAX_FAILED:
-        return []
-    reason = f"{failed} of {asked} requests got no answer: run the same command again"
-    return [Decision(name="answers", verdict=Verdict.ERROR, reason=reason)]
+    """Of tasks and of log-probabilities each: many of one must not hide few of the other."""
+    likely, sets = found.logprobs, found.sets.values()
+    kinds = {
+        "answers": (sum(e.n_failed for e in sets), sum(len(e.given) for e in sets)),
+        "log-probabilities": (likely.n_failed, len(likely.windows) + len(likely.answers)),
+    }
+    return [
+        Decision(
+            name=kind,
+            verdict=Verdict.ERROR,
+            reason=f"{failed} of {failed + given} requests for {kind} got no answer: "
+            "run the same command again",
+        )
+        for kind, (failed, given) in kinds.items()
+        if failed > MAX_FAILED * (failed + given)
+    ]
 
 
 def _of_perplexity(log: Log, bar: QualityBar, p_holds: float, p_breaks: float) -> Decision:

@@ -16,11 +16,15 @@ from serve_app.evaluate.statistics.bootstrap import RESAMPLES, Values
 
 @dataclass(frozen=True)
 class Logprobs:
-    """What a pass answered: windows and right answers by index; `gap`: why there is nothing."""
+    """What a pass answered: windows and right answers by index; `gap`: why there is nothing.
+
+    `n_failed`: of both, requests without an answer.
+    """
 
     windows: Mapping[int, Window]
     answers: Mapping[int, Values]
     gap: str | None = None
+    n_failed: int = 0
 
     @classmethod
     def of(
@@ -28,12 +32,14 @@ class Logprobs:
         windows: Mapping[int, Mapping[str, Any]],
         answers: Mapping[int, Mapping[str, Any]],
         gap: str | None,
+        n_failed: int = 0,
     ) -> "Logprobs":
         """From raw records."""
         return cls(
             {i: Window(np.array(each["own"]), each["top"]) for i, each in windows.items()},
             {i: np.array(each["own"]) for i, each in answers.items()},
             gap if not windows else None,
+            n_failed,
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.evaluate.endpoint import Endpoint, RequestFailedError
+from serve_app.evaluate.endpoint import Endpoint, NoTokenizerError, RequestFailedError
 from serve_app.evaluate.settings import Settings
 from serve_app.evaluate.store import Store, fill
 from serve_app.evaluate.tasks.items import TaskSet
@@ -75,7 +75,11 @@ def passage(prompt: Sequence[int], whole: Sequence[int]) -> Passage:
 async def prepare(
     endpoint: Endpoint, model: str, settings: Settings, store: Store, progress: Progress
 ) -> Prepared:
-    """Tokenize everything; what was tokenized before is read again."""
+    """Tokenize everything; what was tokenized before is read again.
+
+    A `gap` only where the endpoint has no such route. Raises EngineError where a request failed:
+    another run may get the answer, and without it no perplexity would be judged.
+    """
     try:
         windows, sizes = await _windows(endpoint, model, settings, store, progress)
         answers = await _answers(endpoint, model, settings, store, progress)
@@ -84,7 +88,7 @@ async def prepare(
             for each in settings.sets
             if any(item.choices for item in each.items)
         }
-    except RequestFailedError as error:
+    except NoTokenizerError as error:
         return Prepared(gap=f"the endpoint does not tokenize: {error}")
     gap = None if windows else f"the text has less than {settings.window_tokens} tokens"
     return Prepared(windows, sizes, answers, choices, gap)
@@ -112,7 +116,7 @@ async def _windows(
 
     try:
         measured = await _all(store, model, "bytes", [repr(w) for w in windows], size, progress)
-    except RequestFailedError:
+    except (NoTokenizerError, RequestFailedError):
         return windows, None
     return windows, tuple(record["bytes"] for record in measured)
 
@@ -178,5 +182,8 @@ async def _all(
     )
     failed, records = file.failures(), file.records()
     if failed:
-        raise RequestFailedError(next(iter(failed.values())))
+        raise RequestFailedError(
+            f"{len(failed)} of {len(texts)} texts of {name} were not tokenized: "
+            f"{next(iter(failed.values()))}: run the same command again"
+        )
     return [records[i] for i in range(len(texts))]

@@ -174,7 +174,9 @@ async def test_without_prompt_logprobs_the_tasks_still_count(tmp_path):
     assert report["w4"].likelihood is None
     assert "no prompt logprobs here" in report["w4"].likelihood_gap
     assert report["w4"].score is not None
-    assert "by accuracy alone" in report["w4"].reason
+    assert report["w4"].verdict is Verdict.INCONCLUSIVE
+    assert "its perplexity is not known: " in report["w4"].reason
+    assert report["int8"].verdict is Verdict.PASS
     assert report["int8"].likelihood is not None
 
 
@@ -187,6 +189,43 @@ async def test_requests_that_fail_are_broken_evidence(tmp_path):
     assert report["w4"].verdict is Verdict.ERROR
     assert "got no answer" in report["w4"].reason
     assert report["int8"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("missing", ["windows", "choices"])
+async def test_log_probabilities_that_fail_are_broken_evidence(tmp_path, missing):
+    """A variant must not pass because what would have failed it got no answer."""
+    server = fake()
+    refusal = httpx.Response(403, json={"error": {"message": "scripted"}})
+    seen = {"w4": 0}
+
+    def fails(_: int) -> httpx.Response | None:
+        if server.requests[-1] != ("/v1/completions", "w4"):
+            return None
+        seen["w4"] += 1
+        is_window = seen["w4"] <= SIZES.windows
+        return refusal if is_window is (missing == "windows") else None
+
+    server.fails = fails
+    report = await run(server, tmp_path)
+    assert report["w4"].verdict is Verdict.ERROR
+    assert "got no answer" in report["w4"].reason
+    assert report["int8"].verdict is Verdict.PASS
+
+
+async def test_only_a_route_that_is_missing_is_a_gap(tmp_path):
+    server = fake()
+
+    def answer(status: int) -> None:
+        refusal = httpx.Response(status, json={"error": {"message": "scripted"}})
+        server.fails = lambda _: refusal if server.requests[-1][0] == "/tokenize" else None
+
+    answer(403)
+    with pytest.raises(EngineError, match="texts of text were not tokenized"):
+        await run(server, tmp_path)
+    answer(404)
+    report = await run(server, tmp_path / "without")
+    assert any("does not tokenize" in note for note in report.notes)
+    assert "by accuracy alone" in report["int8"].reason
 
 
 async def test_reports_escape_what_models_say(tmp_path):
