@@ -35,8 +35,8 @@ def pipeline(
     changes (or --again). Another bar for a gate needs no new measurement. Ctrl-C leaves the stage
     that is on as not done.
 
-    Exit status: 0 every gate was passed, 1 one failed, 2 wrong input, 3 too little evidence, or
-    broken.
+    Exit status: 0 no gate stopped it (those that stay open under on_inconclusive: continue are
+    named), 1 one failed, 2 wrong input, 3 too little evidence, or broken.
 
     Examples:
 

@@ -70,6 +70,7 @@ def decide(steps: Sequence[Step], at: Position) -> Decision:
     """The next thing to do."""
     digests: list[str] = []
     kept: list[str] = []
+    accepted: list[str] = []
     for step in steps:
         key = key_of(step.inputs, digests)
         record = at.records.get(step.name)
@@ -84,10 +85,26 @@ def decide(steps: Sequence[Step], at: Position) -> Decision:
         if outcome is not None and not outcome.is_accepted:
             why = "; ".join(map(objection, outcome.objections[:3]))
             return Decision(Do.STOP, step.name, key, why, tuple(kept))
+        accepted += [_named(step, each) for each in (outcome.objections if outcome else ())]
         if step.name == at.stop_after:
-            return Decision(Do.END, step.name, key, f"asked to stop after {step.name}", tuple(kept))
+            why = f"asked to stop after {step.name}{_still_open(accepted)}"
+            return Decision(Do.END, step.name, key, why, tuple(kept))
         digests.append(record.digest())
-    return Decision(Do.END, reason="every stage was passed", kept=tuple(kept))
+    why = f"no gate stopped it{_still_open(accepted)}" if accepted else "every stage was passed"
+    return Decision(Do.END, reason=why, kept=tuple(kept))
+
+
+def _still_open(gates: Sequence[str]) -> str:
+    """How many gates the file lets be open, and which."""
+    if not gates:
+        return ""
+    are = "gate is" if len(gates) == 1 else "gates are"
+    return f"; {len(gates)} {are} open, as the file accepts: {', '.join(dict.fromkeys(gates))}"
+
+
+def _named(step: Step, gate: GateResult) -> str:
+    who = f" of {gate.variant}" if gate.variant else ""
+    return f"{gate.gate}{who} ({step.name})"
 
 
 def _why_run(

@@ -68,7 +68,9 @@ class PipelineResult:
 
     @property
     def exit_status(self) -> int:
-        """0: every gate asked was passed; 1: one failed; 3: too little evidence, or broken."""
+        """0: no gate stopped it (open ones that the file accepts are named in the decision's
+        reason); 1: one failed; 3: too little evidence, or broken.
+        """
         if self.decision.do is not Do.STOP:
             return 0
         record = self.records[self.decision.name]

@@ -142,6 +142,14 @@ def test_inconclusive_goes_on_where_the_file_says_so(tmp_path):
     assert "evaluate" in bench.used and bench.used[0] == "make"  # went on after the stage
     outcome = result.outcome("validate-int8")
     assert (outcome.verdict, outcome.is_accepted) == (Verdict.INCONCLUSIVE, True)
+    opens = [each.variant for each in outcome.objections]
+    assert opens == ["int8"]
+    assert "open, as the file accepts: quality of int8 (validate-int8)" in result.decision.reason
+    early = bench.run(Asked(stop_after="validate-int8"))
+    assert early.decision.reason == (
+        "asked to stop after validate-int8; 1 gate is open, as the file accepts: quality of int8 "
+        "(validate-int8)"
+    )
 
 
 def test_another_bar_needs_no_new_measurement(bench):
