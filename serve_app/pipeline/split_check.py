@@ -4,6 +4,7 @@ Which variant owns a session follows from the split alone, so this needs no stat
 answer is either right or wrong.
 """
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -86,13 +87,18 @@ def http_ask(base_url: str, model: str, max_tokens: int) -> Ask:
             headers={"content-type": "application/json", "x-session-id": session},
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-                answer.read()
-                headers = answer.headers
-        except urllib.error.HTTPError as error:
-            return Answer(session, None, None, f"HTTP {error.code}: {error.read()[:200]!r}")
-        except OSError as error:
-            return Answer(session, None, None, str(error))
-        return Answer(session, headers.get("x-variant"), headers.get("x-route-reason"))
+            return _answer(session, request)
+        except (OSError, http.client.HTTPException) as error:  # a cut body is of the second kind
+            return Answer(session, None, None, str(error) or type(error).__name__)
 
     return ask
+
+
+def _answer(session: str, request: urllib.request.Request) -> Answer:
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            answer.read()
+            headers = answer.headers
+    except urllib.error.HTTPError as error:
+        return Answer(session, None, None, f"HTTP {error.code}: {error.read()[:200]!r}")
+    return Answer(session, headers.get("x-variant"), headers.get("x-route-reason"))
