@@ -98,8 +98,9 @@ class Judge:
         known = {name: delta for name, delta in pooled.items() if delta is not None}
         score = self.score_of(self.base)
         decisions: dict[str, list[Decision]] = {each.name: [] for each in others}
+        broken = _of_failures(self.base)
         for each in others:
-            decisions[each.name] += _of_failures(each)
+            decisions[each.name] += [*map(_of_baseline, broken), *_of_failures(each)]
         for name, found in judge_noninferiority(
             known, score.value if score else 0.0, self.question.bar.margin, self.question.bar.alpha
         ).items():
@@ -125,7 +126,7 @@ class Judge:
             )
         self._judge_sets(others, decisions)
         self._judge_perplexity(others, decisions)
-        first = self._quality(self.base, None, ())
+        first = self._quality(self.base, None, broken)
         return (first, *(self._quality(each, self.base, decisions[each.name]) for each in others))
 
     def noise_floor(self) -> VariantQuality | None:
@@ -299,13 +300,13 @@ class Judge:
 def _overall(
     found: Answered, base: Answered | None, decisions: Sequence[Decision]
 ) -> tuple[Verdict, str]:
-    if base is None:
+    if base is None and not decisions:
         return Verdict.PASS, "the baseline: the others are judged against it"
     if not decisions:
         return Verdict.INCONCLUSIVE, "nothing is decided of it"
     verdict = worst([each.verdict for each in decisions])
     reasons = [each.reason for each in decisions if each.verdict is verdict]
-    if not found.logprobs.windows:
+    if base is not None and not found.logprobs.windows:
         reasons.append(f"by accuracy alone: {found.logprobs.gap or 'no log-probabilities'}")
     return verdict, "; ".join(reasons)
 
@@ -327,6 +328,13 @@ def _of_failures(found: Answered) -> list[Decision]:
         for kind, (failed, given) in kinds.items()
         if failed > MAX_FAILED * (failed + given)
     ]
+
+
+def _of_baseline(decision: Decision) -> Decision:
+    """What is broken of the baseline is broken of all that is judged against it."""
+    return msgspec.structs.replace(
+        decision, name=f"baseline's {decision.name}", reason=f"the baseline: {decision.reason}"
+    )
 
 
 def _of_perplexity(log: Log, bar: QualityBar, p_holds: float, p_breaks: float) -> Decision:

@@ -191,6 +191,20 @@ async def test_requests_that_fail_are_broken_evidence(tmp_path):
     assert report["int8"].verdict is Verdict.PASS
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_broken_baseline_judges_nothing(tmp_path, path):
+    """Nothing may pass by what the baseline did not answer."""
+    server = fake()
+    refusal = httpx.Response(403, json={"error": {"message": "scripted"}})
+    server.fails = lambda n: (
+        refusal if server.requests[-1] == (path, "bf16") and n % 5 == 0 else None
+    )
+    report = await run(server, tmp_path, sets=(KNOWN,))
+    assert [each.verdict for each in report.variants] == [Verdict.ERROR] * 3
+    assert "got no answer" in report["bf16"].reason
+    assert all("the baseline: " in report[name].reason for name in ("int8", "w4"))
+
+
 @pytest.mark.parametrize("missing", ["windows", "choices"])
 async def test_log_probabilities_that_fail_are_broken_evidence(tmp_path, missing):
     """A variant must not pass because what would have failed it got no answer."""
