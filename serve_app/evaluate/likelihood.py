@@ -12,6 +12,7 @@ import numpy as np
 from serve_app.domain.quality import Estimate, Likelihood
 from serve_app.evaluate.agreement import Compared, Window, agreement, compare, ratio_estimate
 from serve_app.evaluate.statistics.bootstrap import RESAMPLES, Values
+from serve_app.evaluate.statistics.student import normal_score, t_score
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class Log:
-    """A mean log-ratio with its standard error by windows, for a one-sided test."""
+    """A mean log-ratio with its standard error by windows, for a one-sided test by Student's t."""
 
     mean: float
     error: float | None
+    n_windows: int
 
     def p_above(self, limit: float) -> float | None:
         """One-sided p-value of the hypothesis that the true one is at least `limit`."""
@@ -63,11 +65,13 @@ class Log:
             return None
         if self.error == 0:
             return 0.0 if room > 0 else 1.0
-        return NormalDist().cdf(-room / self.error)
+        return NormalDist().cdf(-normal_score(room / self.error, self.n_windows - 1))
 
     def upper(self, z: float) -> float | None:
-        """z standard errors above the mean."""
-        return None if self.error is None else self.mean + z * self.error
+        """The one-sided bound above the mean, at the level that `z` has of a normal one."""
+        if self.error is None:
+            return None
+        return self.mean + t_score(z, self.n_windows - 1) * self.error
 
 
 def likelihood(
@@ -145,10 +149,11 @@ def log_ratio(found: Logprobs, base: Logprobs) -> Log | None:
     sizes = np.array([len(found.windows[i].own) for i in both])
     mean = float(sums.sum() / sizes.sum())
     if len(both) < 2:
-        return Log(mean, None)
+        return Log(mean, None, len(both))
     spread = sums - mean * sizes
     factor = len(both) / (len(both) - 1)
-    return Log(mean, float(np.sqrt(factor * (spread**2).sum()) / sizes.sum()))
+    error = float(np.sqrt(factor * (spread**2).sum()) / sizes.sum())
+    return Log(mean, error, len(both))
 
 
 def _comparable(found: Logprobs, base: Logprobs, i: int) -> bool:

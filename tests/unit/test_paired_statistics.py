@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from serve_app.domain.verdict import Verdict
+from serve_app.evaluate.likelihood import Log
 from serve_app.evaluate.statistics import bootstrap
 from serve_app.evaluate.statistics.binomial import (
     Discordance,
@@ -28,6 +29,7 @@ from serve_app.evaluate.statistics.noninferiority import (
     tango_z,
     z_of,
 )
+from serve_app.evaluate.statistics.student import t_score, upper_tail
 
 RNG = np.random.default_rng(7)
 COUNTS = [tuple(map(int, RNG.integers(0, size, 2))) for size in (3, 10, 60, 900) for _ in range(8)]
@@ -268,6 +270,30 @@ def test_noninferiority_of_clusters_errs_within_its_level(n_clusters):
     within = 0.05 + 4 * math.sqrt(0.05 * 0.95 / runs)
     assert passes / runs <= within
     assert fails / runs <= within
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 30, 47, 401])
+def test_students_t_is_scipys(df):
+    for t in (0.0, 0.3, 1.7, 4.0, 9.0):
+        assert upper_tail(t, df) == pytest.approx(scipy.stats.t.sf(t, df), rel=1e-6, abs=1e-12)
+    assert t_score(z_of(0.05), df) == pytest.approx(scipy.stats.t.ppf(0.95, df), rel=1e-6)
+    assert t_score(-z_of(0.05), df) == -t_score(z_of(0.05), df)
+
+
+@pytest.mark.parametrize("n_windows", [2, 3, 8, 48])
+def test_perplexity_errs_within_its_level(n_windows):
+    """The true log-ratio is the limit: either verdict is an error, at any number of windows."""
+    logs = np.random.default_rng(n_windows).normal(0.05, 0.02, (4000, n_windows))
+    known = [
+        Log(float(mean), float(error), n_windows)
+        for mean, error in zip(logs.mean(axis=1), scipy.stats.sem(logs, axis=1), strict=True)
+    ]
+    within = 0.05 + 4 * math.sqrt(0.05 * 0.95 / len(known))
+    passes = np.mean([log.p_above(0.05) <= 0.05 for log in known])
+    assert passes <= within
+    assert np.mean([log.p_below(0.05) <= 0.05 for log in known]) <= within
+    for log in known[:50]:  # the bound is where the test turns
+        assert (log.upper(z_of(0.05)) <= 0.05) is (log.p_above(0.05) <= 0.05)
 
 
 def test_all_four_variants_at_the_margin_err_together_within_the_level():

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.evaluate.statistics.binomial import Z_95, Discordance
+from serve_app.evaluate.statistics.student import normal_score
 
 _NORMAL = NormalDist()
 CORRECTION = 0.5
@@ -59,6 +60,7 @@ class PairedDelta:
     found: Discordance
     error: float | None
     """Clustered standard error; None where items are independent."""
+    n_clusters: int = 0
 
     @classmethod
     def of(
@@ -71,14 +73,18 @@ class PairedDelta:
         found = Discordance.of(first, second)
         if clusters is None or len(np.unique(clusters)) == len(clusters):
             return cls(found, None)
-        return cls(found, cluster_error(second.astype(float) - first.astype(float), clusters))
+        error = cluster_error(second.astype(float) - first.astype(float), clusters)
+        return cls(found, error, len(np.unique(clusters)))
 
     def z(self, delta: float, correction: float = 0.0) -> tuple[float, ...]:
-        """By the score test and, where items belong together, by the clustered error."""
+        """By the score test and, where items belong together, by the clustered error.
+
+        The latter by Student's t, as a normal score: few clusters tell little of their spread.
+        """
         score = tango_z(self.found, delta, correction)
         if not self.error:
             return (score,)
-        return (score, (self.found.delta - delta) / self.error)
+        return (score, normal_score((self.found.delta - delta) / self.error, self.n_clusters - 1))
 
     def p_above(self, delta: float) -> float:
         """One-sided p-value of the hypothesis that the true delta is at most `delta`.
