@@ -16,7 +16,8 @@ from serve_app.reference.speed_run import Contestant, Plan, run_speed
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 GOAL = 1.5
-TRIES = 3
+ROUNDS = 9
+"""As many blocks as a shared memory bus needs; judged once, by their median."""
 
 
 def contestant(name: str, dtype: str) -> Contestant:
@@ -59,7 +60,7 @@ def test_four_bits_are_worth_it_where_weights_decide():
     bf16 in vLLM (its faster bf16: oneDNN) and against 16 bits in llama.cpp itself. Where our kernel
     runs in vLLM (AVX-512, no AMX), W4A16 there as well. Ratios are medians of interleaved blocks,
     of tokens per CPU second: engines have one thread, so that is tokens/s of a core of one's own,
-    also where the core is shared. Up to three tries, since memory's bandwidth is shared as well.
+    also where the core is shared.
     """
     folders = large.ensure_variants(
         [recipe(name) for name in ("baseline", "rtn", "gguf-f16", "gguf-q4-0")], run_job
@@ -70,23 +71,20 @@ def test_four_bits_are_worth_it_where_weights_decide():
         Contestant("gguf-f16", folders["gguf-f16"], "llamacpp", "float16"),
         Contestant("gguf-q4-0", folders["gguf-q4-0"], "llamacpp", "float16"),
     ]
-    plan = Plan(rounds=3, batches=(1,), tokens=32)
-    seen = []
-    for _ in range(TRIES):
-        result = run_speed(everyone, "baseline", plan, label=large.LABEL)
-        assert not result.failed
-        of = {each.variant: each.cpu_ratio.median for each in speeds(result.samples, "baseline")}
-        within = {each.variant: each.cpu_ratio for each in speeds(result.samples, "gguf-f16")}
-        need = {
-            "GGUF Q4_0 (llama.cpp) to bf16 (vLLM)": of["gguf-q4-0"],
-            "GGUF Q4_0 to F16 (both llama.cpp)": within["gguf-q4-0"].median,
-        }
-        if "Int4PackLinearKernel" in result.facts["rtn"]["kernel.gate_up_proj"]:
-            need["W4A16 to bf16 (both vLLM)"] = of["rtn"]
-        else:
-            print(f"vLLM's own 4-bit kernel runs here, {of['rtn']:.2f}x bf16: shown, not asked for")
-        seen.append({what: round(ratio, 2) for what, ratio in need.items()})
-        print(seen[-1])
-        if all(ratio >= GOAL for ratio in need.values()):
-            return
-    pytest.fail(f"need {GOAL}x at batch 1 in one of {TRIES} tries, have {seen} ({result.machine})")
+    plan = Plan(rounds=ROUNDS, batches=(1,), tokens=32)
+    result = run_speed(everyone, "baseline", plan, label=large.LABEL)
+    assert not result.failed
+    of = {each.variant: each.cpu_ratio for each in speeds(result.samples, "baseline")}
+    within = {each.variant: each.cpu_ratio for each in speeds(result.samples, "gguf-f16")}
+    need = {
+        "GGUF Q4_0 (llama.cpp) to bf16 (vLLM)": of["gguf-q4-0"],
+        "GGUF Q4_0 to F16 (both llama.cpp)": within["gguf-q4-0"],
+    }
+    if "Int4PackLinearKernel" in result.facts["rtn"]["kernel.gate_up_proj"]:
+        need["W4A16 to bf16 (both vLLM)"] = of["rtn"]
+    else:
+        print(f"vLLM's own 4-bit kernel runs here, {of['rtn']}: shown, not asked for")
+    print(need)
+    assert all(ratio.n == ROUNDS for ratio in need.values()), need
+    slow = {what: ratio for what, ratio in need.items() if ratio.median < GOAL}
+    assert not slow, f"need {GOAL}x at batch 1 in the median, have {slow} ({result.machine})"
