@@ -1,5 +1,6 @@
 """Run a Serve config file on this machine for a while: `serve run`, waited for, ended cleanly."""
 
+import contextlib
 import http.client
 import os
 import re
@@ -34,6 +35,7 @@ SERVE_ENV = {
 
 _STATUS_EVERY_S = 15.0
 _STOP_TIMEOUT_S = 60.0
+_REST_TIMEOUT_S = 5.0
 
 
 class LocalServe:
@@ -125,6 +127,7 @@ class LocalServe:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        end_group(process.pid, _REST_TIMEOUT_S)
 
     def _wait_until_ready(self) -> None:
         start = last_status = time.monotonic()
@@ -162,6 +165,19 @@ class LocalServe:
 
     def _log_tail(self, n_lines: int = 25) -> str:
         return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-n_lines:])
+
+
+def end_group(group: int, grace_s: float) -> None:
+    """Kill what is left of a process group after `grace_s` seconds. Its leader has ended.
+
+    Agents of a Ray node that ends while they start stay, and do not hear SIGTERM.
+    """
+    until = time.monotonic() + grace_s
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _status_of(url: str) -> int | None:

@@ -3,6 +3,7 @@
 In a folder of its own: pytest ends the Serve of tests/engine_cpu before this one starts.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -42,6 +43,18 @@ def state(out: Path) -> dict:
         return {"stages": {}, "running": None}
 
 
+def children_with_ray(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """All its processes, once a Ray node's is among them."""
+    while True:
+        assert process.poll() is None, process.communicate()[0].decode()
+        children = psutil.Process(process.pid).children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "raylet" in child.name():
+                    return children
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """A run that is ended while it measures, and all processes that it had."""
@@ -51,8 +64,7 @@ def interrupted(tmp_path_factory):
         while state(out)["running"] != "measure":
             assert process.poll() is None, process.communicate()[0].decode()
             time.sleep(0.5)
-        time.sleep(5)  # Serve is on its way up
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = children_with_ray(process)  # Serve is on its way up
     finally:
         process.send_signal(signal.SIGTERM)
     process.communicate()
