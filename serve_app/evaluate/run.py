@@ -16,6 +16,7 @@ from serve_app.evaluate.report import render_html, render_markdown
 from serve_app.evaluate.settings import NOISE_FLOOR, Pass, Settings, plan_passes
 from serve_app.evaluate.side_by_side import Shown, render_side_by_side
 from serve_app.evaluate.store import Store
+from serve_app.routing.policy import PIN_SEPARATOR
 
 REPORT = "quality.json"
 MAX_FLIPS_SHOWN = 40
@@ -52,9 +53,10 @@ async def evaluate_endpoint(
         variants=wanted.variants,
         baseline=wanted.baseline,
     )
-    engines = engines_of(await endpoint.status())
+    status = await endpoint.status()
+    engines = engines_of(status)
     created_at = now().isoformat(timespec="seconds")
-    store = Store(out)
+    store = Store(out, {each.model: identity_of(cards[each.model], status) for each in passes})
     prepared = Prepared(gap="not asked yet")
     is_partial = True
     try:
@@ -137,3 +139,15 @@ def engines_of(status: Mapping[str, Any]) -> dict[str, str]:
             kept = ("engine", "torch", "device", "dtype")
             found[name] = ", ".join(str(facts[key]) for key in kept if facts.get(key))
     return found
+
+
+def identity_of(card: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, object] | None:
+    """What tells a variant from another one of its name: by its card of `/v1/models`, and by its
+    facts of `/status`. None where neither says anything.
+    """
+    name = str(card.get("id")).rpartition(PIN_SEPARATOR)[2]
+    each = (status.get("variants") or {}).get(name)
+    facts = (each.get("facts") if isinstance(each, dict) else None) or {}
+    said = {key: card.get(key) for key in ("method", "scheme", "weight_bytes")}
+    said |= {key: facts.get(key) for key in ("checkpoint", "engine")}
+    return {key: value for key, value in said.items() if value is not None} or None

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve_app.domain.errors import EngineError
@@ -16,13 +16,19 @@ GONE_AFTER = 8
 
 @dataclass(frozen=True)
 class Store:
-    """`raw/<who>/<what>.jsonl` under the output folder."""
+    """`raw/<who>/<what>.jsonl` under the output folder.
+
+    `variants`: by model, what it is. It is written into every header, so that answers of a variant
+    that was made anew are not mixed with the old ones'.
+    """
 
     out: Path
+    variants: Mapping[str, Mapping[str, object] | None] = field(default_factory=dict)
 
     def file(self, who: str, what: str, header: Mapping[str, object]) -> RawFile:
-        """Raises ConfigError where it holds answers to something else."""
-        return RawFile(self.out / "raw" / _safe(who) / f"{_safe(what)}.jsonl", header)
+        """`header` names a `model`. Raises ConfigError where it holds answers to something else."""
+        whole = {**header, "variant": self.variants.get(str(header["model"]))}
+        return RawFile(self.out / "raw" / _safe(who) / f"{_safe(what)}.jsonl", whole)
 
 
 async def fill(

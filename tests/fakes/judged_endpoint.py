@@ -33,6 +33,7 @@ class JudgedEndpoint:
         self.wrong = wrong
         self.requests: list[tuple[str, str]] = []
         self.no_logprobs: set[str] = set()
+        self.facts = {name: {"engine": "fake 1"} for name in damage}
         self.fails: Callable[[int], httpx.Response | Exception | None] = lambda n: None
         self._logits = np.random.default_rng(0).normal(0, 2, (VOCAB, VOCAB))
         self._noise = {
@@ -50,7 +51,7 @@ class JudgedEndpoint:
         if path == "/v1/models":
             return _json({"object": "list", "data": [_card(f"{ALIAS}@{n}") for n in self.damage]})
         if path == "/status":
-            return _json({"variants": {n: {"facts": {"engine": "fake 1"}} for n in self.damage}})
+            return _json({"variants": {n: {"facts": facts} for n, facts in self.facts.items()}})
         body = json.loads(request.content)
         name = body["model"].partition("@")[2]
         self.requests.append((path, name))

@@ -11,7 +11,7 @@ from serve_app.domain.errors import ConfigError, EngineError
 from serve_app.domain.quality import Power, QualityBar, Scoring, decode_report
 from serve_app.domain.verdict import Verdict
 from serve_app.evaluate.prepare import cut_windows, passage
-from serve_app.evaluate.run import Wanted, evaluate_endpoint
+from serve_app.evaluate.run import Wanted, evaluate_endpoint, identity_of
 from serve_app.evaluate.settings import NOISE_FLOOR, Settings, Sizes, plan_passes
 from serve_app.evaluate.tasks.items import Item, TaskSet
 from tests.fakes.judged_endpoint import JudgedEndpoint
@@ -165,6 +165,26 @@ async def test_answers_to_another_question_are_not_taken(tmp_path):
     other = TaskSet("known", "test", ITEMS[:60])
     with pytest.raises(ConfigError, match="another question"):
         await run(fake(), tmp_path, sets=(other, UNKNOWN))
+
+
+async def test_answers_of_a_variant_made_anew_are_not_mixed_with_the_old(tmp_path):
+    await run(fake(), tmp_path, sets=(KNOWN,))
+    server = fake()
+    server.facts["w4"] = {"engine": "fake 1", "checkpoint": "/models/w4-again"}
+    with pytest.raises(ConfigError, match="another question"):
+        await run(server, tmp_path, sets=(KNOWN,))
+
+
+def test_a_variant_is_what_its_card_and_its_facts_say():
+    card = {"id": "m@w4", "scheme": "w4a16", "weight_bytes": 7, "ready": True}
+    status = {"variants": {"w4": {"facts": {"checkpoint": "/w4", "engine": "vllm 1", "seed": "0"}}}}
+    assert identity_of(card, status) == {
+        "scheme": "w4a16", "weight_bytes": 7, "checkpoint": "/w4", "engine": "vllm 1"
+    }  # fmt: skip
+    assert identity_of({"id": "gpt"}, {}) is None
+    assert (
+        identity_of({"id": "m@w4", "scheme": None}, {"variants": {"w4": {"facts": None}}}) is None
+    )
 
 
 async def test_without_prompt_logprobs_the_tasks_still_count(tmp_path):
