@@ -17,6 +17,8 @@ from serve_app.evaluate.statistics.bootstrap import Interval, Values
 
 Top = Sequence[Mapping[str, float]]
 P99 = 0.99
+MAX_LOG = 100.0
+"""A perplexity is shown as exp(100), 3e43, at most: a finite float, and so are its moments."""
 LEAST = 1e-12
 """Probability of a bucket at least: rounding leaves 0, or less."""
 
@@ -140,6 +142,15 @@ def _with_ends(value: float, replicates: Values | None) -> Estimate:
     return Estimate(value=value, low=float(low), high=float(high))
 
 
+def capped_exp(log: float) -> float:
+    """exp(log), MAX_LOG at most: of the most broken variant it would overflow."""
+    return math.exp(min(log, MAX_LOG))
+
+
+def _exp(logs: Values) -> Values:
+    return np.asarray(np.exp(np.minimum(logs, MAX_LOG)), np.float64)
+
+
 def ratio_estimate(
     numerators: Values,
     denominators: Values,
@@ -152,11 +163,9 @@ def ratio_estimate(
     if not len(numerators) or denominators.sum() == 0:
         return None
     ratio = float(numerators.sum() / denominators.sum())
-    value = math.exp(ratio) if is_log else ratio
+    value = capped_exp(ratio) if is_log else ratio
     ends: Interval | None = (
-        bootstrap.ratio_interval(
-            numerators, denominators, np.exp, seed=seed, n_resamples=n_resamples
-        )
+        bootstrap.ratio_interval(numerators, denominators, _exp, seed=seed, n_resamples=n_resamples)
         if is_log
         else bootstrap.ratio_interval(numerators, denominators, seed=seed, n_resamples=n_resamples)
     )

@@ -20,6 +20,7 @@ from serve_app.domain.quality import (
     pairs_of,
 )
 from serve_app.domain.verdict import Verdict
+from serve_app.evaluate.agreement import capped_exp
 from serve_app.evaluate.likelihood import Log, Logprobs, likelihood, log_ratio
 from serve_app.evaluate.score import (
     MIN_ITEMS,
@@ -339,8 +340,8 @@ def _of_baseline(decision: Decision) -> Decision:
 
 def _of_perplexity(log: Log, bar: QualityBar, p_holds: float, p_breaks: float) -> Decision:
     upper = log.upper(z_of(bar.alpha))
-    ratio, most = math.exp(log.mean), bar.max_perplexity_ratio
-    at_most = "unknown" if upper is None else f"{math.exp(upper):.4f}"
+    ratio, most = capped_exp(log.mean), bar.max_perplexity_ratio
+    at_most = "unknown" if upper is None else f"{capped_exp(upper):.4f}"
     if p_holds <= bar.alpha:
         verdict, why = Verdict.PASS, f"perplexity ratio at most {at_most}, {most:g} allowed"
     elif p_breaks <= bar.alpha:
@@ -353,7 +354,7 @@ def _of_perplexity(log: Log, bar: QualityBar, p_holds: float, p_breaks: float) -
         verdict=verdict,
         reason=why,
         value=ratio,
-        bound=None if upper is None else math.exp(upper),
+        bound=None if upper is None else capped_exp(upper),
         limit=most,
         p_value=log.p_above(math.log(most)),
         p_adjusted=p_holds,

@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from serve_app.domain.verdict import Verdict
+from serve_app.evaluate.agreement import MAX_LOG, ratio_estimate
 from serve_app.evaluate.likelihood import Log
 from serve_app.evaluate.statistics import bootstrap
 from serve_app.evaluate.statistics.binomial import (
@@ -180,6 +181,16 @@ def test_ratios_and_means_of_clusters_agree_with_each_other():
     assert bootstrap.mean_interval(values, clusters, seed=3) == by_hand
     exponent = bootstrap.ratio_interval(sums, sizes, np.exp, seed=3)
     assert exponent == pytest.approx(tuple(np.exp(by_hand)), rel=1e-2)
+
+
+def test_a_perplexity_beyond_floats_is_shown_at_its_cap():
+    """-9999 is what the engine writes for minus infinity: a broken variant still has a report."""
+    sizes = np.full(20, 40.0)
+    found = ratio_estimate(9999.0 * sizes, sizes, is_log=True)
+    assert found.value == found.low == found.high == math.exp(MAX_LOG)
+    mixed = ratio_estimate(np.linspace(50, 9999, 20) * sizes, sizes, is_log=True)
+    assert math.isfinite(mixed.low)
+    assert math.isfinite(mixed.high)
 
 
 def test_what_cannot_be_resampled_has_no_interval():
