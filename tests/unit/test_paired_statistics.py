@@ -353,6 +353,16 @@ def test_a_baseline_without_a_right_answer_decides_nothing():
     assert "nothing can be lost" in found["v"].reason
 
 
+def test_with_no_margin_the_test_decides():
+    base = np.ones(1000, bool)
+    worse = np.arange(1000) >= 50
+    deltas = {"same": PairedDelta.of(base, base), "worse": PairedDelta.of(base, worse)}
+    found = judge_noninferiority(deltas, 1.0, 0.0, 0.05)
+    assert found["same"].verdict is Verdict.INCONCLUSIVE
+    assert "ask more items" in found["same"].reason
+    assert found["worse"].verdict is Verdict.FAIL
+
+
 def test_the_worst_verdict_counts_and_none_is_no_pass():
     order = [Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL, Verdict.ERROR]
     assert all(worst([milder, graver]) is graver for milder, graver in pairwise(order))

@@ -34,17 +34,17 @@ def judge_noninferiority(
     holds = holm([deltas[name].p_above(limit) for name in names])
     breaks = holm([deltas[name].p_below(limit) for name in names])
     return {
-        name: _judged(deltas[name], limit, margin, alpha, (holds[i], breaks[i]))
+        name: _judged(deltas[name], baseline_accuracy, margin, alpha, (holds[i], breaks[i]))
         for i, name in enumerate(names)
     }
 
 
 def _judged(
-    delta: PairedDelta, limit: float, margin: float, alpha: float, adjusted: tuple[float, float]
+    delta: PairedDelta, accuracy: float, margin: float, alpha: float, adjusted: tuple[float, float]
 ) -> Judgement:
     found, (p_holds, p_breaks) = delta.found, adjusted
-    bound = delta.lower(z_of(alpha))
-    if limit == 0:
+    bound, limit = delta.lower(z_of(alpha)), -margin * accuracy
+    if accuracy == 0:
         verdict, why = Verdict.INCONCLUSIVE, "the baseline gets nothing right: nothing can be lost"
     elif p_holds <= alpha:
         verdict = Verdict.PASS
