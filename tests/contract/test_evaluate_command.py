@@ -108,7 +108,7 @@ def test_bundled_sets_are_tasks_of_the_harness(tmp_path):
 
 
 def test_a_run_that_is_interrupted_leaves_a_report_marked_partial(fake_server, tmp_path, tasks):
-    base_url = fake_server("m@bf16", "m@w4", ttft_ms=40, itl_ms=0, output_tokens=1)
+    base_url = fake_server("m@bf16", "m@w4", ttft_ms=400, itl_ms=0, output_tokens=1)
     code = "import typer; from serve_app.evaluate.cli import evaluate; typer.run(evaluate)"
     out = tmp_path / "out"
     args = ["--base-url", base_url, "--quick", "--set", str(tasks), "--out", str(out)]
@@ -123,6 +123,7 @@ def test_a_run_that_is_interrupted_leaves_a_report_marked_partial(fake_server, t
             await asyncio.sleep(0.02)
 
     asyncio.run(asyncio.wait_for(until_answers(), 60))
+    assert process.poll() is None, "it ended before it could be interrupted"
     process.send_signal(2)
     process.wait(60)
     report = decode_report((out / "quality.json").read_bytes(), "q")
