@@ -75,7 +75,7 @@ def _judge(chosen: Sequence[Recipe], out: Path, port: int, full: bool) -> bool:
 
 
 def _time(names: Sequence[str], out: Path, rounds: int) -> None:
-    from serve_app.family.serve_file import has_twin
+    from serve_app.reference.locate import has_twin
 
     timed = [name for name in names if not has_twin(name)]
     words = ["reference", "speed", *_each("--only", timed)]
@@ -84,10 +84,9 @@ def _time(names: Sequence[str], out: Path, rounds: int) -> None:
 
 def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> None:
     from serve_app.domain.quality import decode_report
-    from serve_app.family.serve_file import has_twin
     from serve_app.family.table import HEAD, cells, markdown, rows
     from serve_app.reference.build import weights_bytes
-    from serve_app.reference.locate import resolve
+    from serve_app.reference.locate import has_twin, resolve
     from serve_app.reference.speed import result_from_json
 
     quality = out / "quality" / "quality.json"

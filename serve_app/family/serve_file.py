@@ -19,7 +19,7 @@ from serve_app.config.serve_file import (
 from serve_app.domain.quant import QuantMethod
 from serve_app.domain.units import BP_TOTAL, MIB
 from serve_app.quantize.recipes import Recipe
-from serve_app.reference.locate import SCHEME, TWIN_SUFFIX, links_dir
+from serve_app.reference.locate import SCHEME, TWIN_SUFFIX, has_twin
 
 MODEL = "quantile-reference"
 HEAD = (
@@ -43,11 +43,6 @@ VLLM = {
     "threads": 1,
 }
 LLAMACPP = {"max_model_len": 1024, "max_num_seqs": 16, "threads": 1}
-
-
-def has_twin(name: str) -> bool:
-    """Whether the variant is served by its dense twin on this machine."""
-    return (links_dir() / (name + TWIN_SUFFIX)).is_dir()
 
 
 def write_family(path: Path, recipes: Sequence[Recipe], port: int) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from serve_app.config.serve_file import ROUTER_IMPORT, VARIANT_IMPORT
+from serve_app.config.serve_file import ROUTER_IMPORT
 from serve_app.domain.errors import ConfigError
 from serve_app.fleet.anchors import undefined_aliases, with_anchor
+from serve_app.fleet.write import load_applications, variant_places
 from serve_app.fleet.yaml_edit import compose, end_of, find_node, own_nodes
 
 _USER_CONFIG = ("split", "fallback", "sleepers")
@@ -24,8 +25,8 @@ def with_variant_set(text: str, split_bp: Mapping[str, int], fallback: Sequence[
     A variant that may sleep stays among the sleepers. Raises ConfigError for a variant that the
     file does not have, and for text that cannot be changed so without changing something else.
     """
-    content = _load(text)
-    names = _names(content)
+    content = load_applications(text)
+    names = variant_places(content)
     unknown = [name for name in split_bp if name not in names.values()]
     if unknown:
         raise ConfigError(
@@ -35,31 +36,12 @@ def with_variant_set(text: str, split_bp: Mapping[str, int], fallback: Sequence[
     gone = [index for index, name in names.items() if name not in split_bp]
     try:
         after = _set_split(_without(text, gone), wanted)
-        found = _load(after)
+        found = load_applications(after)
     except ConfigError as error:
         raise _by_hand(str(error), split_bp, fallback) from None
     if found != wanted:
         raise _by_hand("it would change more than the variants and the split", split_bp, fallback)
     return after
-
-
-def _load(text: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"no YAML that Ray Serve can load: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("applications"), list):
-        raise ConfigError("no Ray Serve config: it needs a list `applications`")
-    return content
-
-
-def _names(content: Mapping[str, Any]) -> dict[int, str]:
-    found = {}
-    for index, application in enumerate(content["applications"]):
-        match application:
-            case {"import_path": path, "args": {"name": str(name)}} if path == VARIANT_IMPORT:
-                found[index] = name
-    return found
 
 
 def _router_config(content: Mapping[str, Any]) -> tuple[int, int]:
@@ -122,7 +104,7 @@ def _set_split(text: str, wanted: Mapping[str, Any]) -> str:
     index, place = _router_config(wanted)
     config = wanted["applications"][index]["deployments"][place]["user_config"]
     for name in _USER_CONFIG:
-        have = _load(text)["applications"][index]["deployments"][place]["user_config"]
+        have = load_applications(text)["applications"][index]["deployments"][place]["user_config"]
         if name in config and have.get(name) != config[name]:
             text = _set_value(text, (index, place), name, config[name])
     return text

@@ -57,8 +57,8 @@ def set_planned(text: str, planned: Mapping[str, Planned]) -> str:
     Raises ConfigError for an unknown variant, and for text in which the numbers cannot be set
     without changing something else: a variant without a plan may share what would change.
     """
-    content = _load(text)
-    names = _variants(content)
+    content = load_applications(text)
+    names = variant_places(content)
     missing = [name for name in planned if name not in names.values()]
     if missing:
         have = ", ".join(names.values())
@@ -71,7 +71,7 @@ def set_planned(text: str, planned: Mapping[str, Planned]) -> str:
         applications[index] = _wanted(applications[index], values)
     try:
         after = _edited(text, wished)
-        found = _load(after)
+        found = load_applications(after)
     except ConfigError as error:
         raise _by_hand(str(error), planned) from None
     wrong = [
@@ -90,13 +90,14 @@ def _edited(text: str, wished: Mapping[int, Mapping[str, Any]]) -> str:
     # In the file's order an anchor's numbers stand before those that take them by alias are looked
     # at. The second time finds what did not differ until a later part of its variant changed.
     for index in [*wished, *wished]:
-        lacking = _lacking(_load(text)["applications"][index], wished[index])
+        lacking = _lacking(load_applications(text)["applications"][index], wished[index])
         if lacking:
             text = with_values(text, index, lacking)
     return text
 
 
-def _load(text: str) -> dict[str, Any]:
+def load_applications(text: str) -> dict[str, Any]:
+    """A Serve config file's content. Raises ConfigError if it is none."""
     try:
         content = yaml.safe_load(text)  # as Ray Serve does; the C loader takes more, and less
     except yaml.YAMLError as error:
@@ -106,7 +107,7 @@ def _load(text: str) -> dict[str, Any]:
     return content
 
 
-def _variants(content: Mapping[str, Any]) -> dict[int, str]:
+def variant_places(content: Mapping[str, Any]) -> dict[int, str]:
     """The variants' names by their place among the applications."""
     found = {}
     for index, application in enumerate(content["applications"]):

@@ -1,13 +1,16 @@
 """The machine's memory as a device: what CPU engines share, inside the container's limit."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
+from serve_app.domain.units import MIB
 from serve_app.node.devices import HOST, Holding
 
 _SHOWN_HOLDERS = 5
+_TINY_BYTES = 200 * MIB
 
 
 class HostMemory:
@@ -119,3 +122,10 @@ def _statistic(path: Path, name: str) -> int:
         if key == name:
             return int(value)
     return 0
+
+
+def threads_for(folders: Iterable[Path]) -> str:
+    """OpenMP threads for the largest of these checkpoints: one where all are tiny, whose time is
+    Python's; else one per core."""
+    sizes = [sum(path.stat().st_size for path in each.glob("*.safetensors")) for each in folders]
+    return "1" if max(sizes, default=0) <= _TINY_BYTES else str(os.cpu_count() or 1)

@@ -46,10 +46,14 @@ class Candidate:
     twin: Path | None = None
 
     @property
+    def kind(self) -> str:
+        """The engine that runs it. A twin is a plain checkpoint, which vLLM runs."""
+        return "vllm" if self.twin else self.recipe.engine.kind
+
+    @property
     def engine(self) -> str:
-        """`vllm:float16`: what runs it. A twin is a plain checkpoint, which vLLM runs."""
-        kind = "vllm" if self.twin else self.recipe.engine.kind
-        return f"{kind}:{self.recipe.engine.dtype}"
+        """`vllm:float16`: engine and dtype."""
+        return f"{self.kind}:{self.recipe.engine.dtype}"
 
     @property
     def served(self) -> Path:

@@ -9,12 +9,12 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from serve_app.domain.units import MIB
+from serve_app.node.host import threads_for
 from serve_app.reference.logprobs import Values, load_reference
 
 ENGINE_ENV = {
@@ -30,8 +30,6 @@ ENGINE_ENV = {
 }
 KV_CACHE_BYTES = 64 * MIB
 """At least; and twice what the longest text needs."""
-TINY_BYTES = 200 * MIB
-"""Weights up to this are run with one thread."""
 
 
 def vllm_logprobs(folder: Path, dtype: str, rows: list[list[int]]) -> tuple[Values, Values]:
@@ -71,12 +69,6 @@ def kv_bytes_per_token(folder: Path) -> int:
     kv_heads = config.get("num_key_value_heads") or heads
     n_bytes: int = 2 * 2 * config["num_hidden_layers"] * kv_heads * head_dim
     return n_bytes
-
-
-def threads_for(folders: Iterable[Path]) -> str:
-    """One where all weights are tiny, whose time is Python's; else one per core."""
-    sizes = [path.stat().st_size for folder in folders for path in folder.glob("*.safetensors")]
-    return "1" if max(sizes, default=0) <= TINY_BYTES else str(os.cpu_count() or 1)
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from serve_app.quantize.gate import (
 )
 from serve_app.quantize.making import Report
 from serve_app.quantize.model_card import write_card
-from serve_app.quantize.recipes import Recipe
 from serve_app.store.manifest import GATE_JSON, read_manifest, write_whole
 from serve_app.store.seal import GateFile, read_gate
 
@@ -98,7 +97,7 @@ def engine_version(kind: str) -> str | None:
 
 
 def _key(candidate: Candidate) -> dict[str, object]:
-    recipe: Recipe = candidate.recipe
+    recipe = candidate.recipe
     limits = recipe.gate.model_dump(exclude={"reason"})
-    kind = "vllm" if candidate.twin else recipe.engine.kind
-    return {"limits": limits, "dtype": recipe.engine.dtype, "engine": engine_version(kind)}
+    engine = engine_version(candidate.kind)
+    return {"limits": limits, "dtype": recipe.engine.dtype, "engine": engine}

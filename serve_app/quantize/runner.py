@@ -13,12 +13,11 @@ from typing import IO
 
 import serve_app
 from serve_app.domain.errors import BuildError, ConfigError
-from serve_app.domain.units import MIB
+from serve_app.node.host import threads_for
 from serve_app.quantize.order import Event, Item, Order
 
 _PACKAGE = Path(serve_app.__file__).parent
 LOG_LINES = 25
-TINY_BYTES = 200 * MIB
 _PROGRESS = re.compile(r"\((\d+)/(\d+)\): (\w+)")
 """`(3/32): Calibrating`, as llm-compressor shows the layer that it is at."""
 
@@ -84,7 +83,7 @@ def _run(
         path = Path(scratch) / "order.json"
         path.write_text(order.model_dump_json(), encoding="utf-8")
         env = {
-            "OMP_NUM_THREADS": _threads(base),
+            "OMP_NUM_THREADS": threads_for([base]),
             **os.environ,
             "PYTHONPATH": scratch,
             "HF_HUB_OFFLINE": "1",
@@ -130,9 +129,3 @@ def _listen(stream: IO[str], tail: deque[str], current: list[str], hear: Hear) -
             detail = f"layer {found[1]} of {found[2]}"
             with contextlib.suppress(Exception):  # or the job would wait for a full pipe to drain
                 hear(Event(variant=variant, state="quantizing", detail=detail))
-
-
-def _threads(base: Path) -> str:
-    """One for tiny models, whose time is Python's; else one per core."""
-    n_bytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    return "1" if n_bytes < TINY_BYTES else str(os.cpu_count() or 1)

@@ -26,6 +26,11 @@ def links_dir() -> Path:
     return cache_dir() / "reference"
 
 
+def has_twin(variant: str) -> bool:
+    """Whether the variant is served by its dense twin on this machine."""
+    return (links_dir() / (variant + TWIN_SUFFIX)).is_dir()
+
+
 def resolve(uri: str) -> Path:
     """The folder that holds a checkpoint's files.
 

@@ -14,7 +14,7 @@ from serve_app.quantize.catalogue import recipe, recipes
 from serve_app.quantize.recipes import Recipe
 from serve_app.quantize.runner import run_job
 from serve_app.reference.large import LABEL, ensure_variants
-from serve_app.reference.locate import SCHEME, TWIN_SUFFIX, links_dir, resolve
+from serve_app.reference.locate import SCHEME, has_twin, links_dir, resolve
 from serve_app.reference.speed import BATCHES, Result, Speed, Spread, result_to_json, speeds
 from serve_app.reference.speed_run import Contestant, Plan, run_speed
 
@@ -113,7 +113,7 @@ def _contestants(only: Sequence[str] | None, large: bool) -> list[Contestant]:
     elif large:
         names = list(LARGE_DEFAULT)
     else:
-        names = [name for name in recipes() if _is_built(name) and not _has_twin(name)]
+        names = [name for name in recipes() if _is_built(name) and not has_twin(name)]
     split = {name: name.partition(":") for name in dict.fromkeys([BASELINE, *names])}
     chosen = {variant: recipe(variant) for variant, _, _ in split.values()}
     if large:
@@ -137,13 +137,9 @@ def _is_built(variant: str) -> bool:
     return (links_dir() / variant).is_dir()
 
 
-def _has_twin(variant: str) -> bool:
-    return (links_dir() / (variant + TWIN_SUFFIX)).is_dir()
-
-
 def _refuse_twins(variants: Iterable[str]) -> None:
     """A twin is dense: its speed is the baseline's, and would be told as the variant's."""
-    if twins := [name for name in variants if _has_twin(name)]:
+    if twins := [name for name in variants if has_twin(name)]:
         raise ConfigError(
             f"no engine here runs {', '.join(twins)}: they are judged by dense twins, whose speed "
             "says nothing; leave them out"
