@@ -15,7 +15,11 @@ _PASSED = (b"content-type", b"cache-control", b"retry-after")
 
 
 class Upstream:
-    """Connections to one server. The session is made with the first request: it needs the loop."""
+    """Asks one server. The session is made with the first request: it needs the loop.
+
+    Each request has its own connection. llama.cpp hangs up those that idle for 5 s, which would
+    fail a request sent at that moment, and gives each that is open a thread.
+    """
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -68,7 +72,7 @@ class Upstream:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(self._socket, limit=0),
+                connector=aiohttp.UnixConnector(self._socket, limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,
             )

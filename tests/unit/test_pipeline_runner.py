@@ -221,12 +221,12 @@ def test_what_is_cut_off_is_never_done(tmp_path, tool, ending):
 
 def test_a_killed_process_leaves_the_stage_to_be_run_again(tmp_path):
     """As SIGKILL does: no handler of ours runs."""
-    if os.fork() == 0:  # pragma: no cover
+    if (pid := os.fork()) == 0:  # pragma: no cover
         try:
             Bench(tmp_path, Script(before=lambda tool: tool == "evaluate" and os._exit(9))).run()
         finally:
             os._exit(0)
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     bench = Bench(tmp_path)
     assert bench.state.running == "validate-int8" and list(bench.state.stages) == STAGES[:3]
     half = bench.out / "04-validate-int8" / "serve.yaml"
