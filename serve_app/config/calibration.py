@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from serve_app.config.parse import parse, read_yaml
-from serve_app.config.schema import StrictModel
+from serve_app.config.strict import StrictModel
 from serve_app.domain.errors import ConfigError
 from serve_app.planning.footprint import Calibration, Calibrations, EngineSizes
 from serve_app.planning.measured import combine, usable_for

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from serve_app.config.parse import parse, read_yaml
-from serve_app.config.schema import StrictModel
+from serve_app.config.strict import StrictModel
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.gpu import GpuProfile
 from serve_app.domain.units import MIB

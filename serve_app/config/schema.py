@@ -6,28 +6,16 @@ Unknown keys are refused: a misspelt limit that is silently ignored is found in 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
     model_validator,
 )
 
+from serve_app.config.strict import ModelName, StrictModel, VariantName
 from serve_app.domain.quant import QuantMethod
 from serve_app.domain.traffic import TrafficSplit
 from serve_app.domain.units import MIB
-
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
-ModelName = Annotated[str, Field(pattern=r"^[^@\s]{1,128}$")]
-VariantName = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-class StrictModel(BaseModel):
-    """Frozen, and refuses keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
 
 _OF_LLAMACPP = frozenset(
     {"kind", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "threads"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from serve_app.config.schema import StrictModel
+from serve_app.config.strict import StrictModel
 from serve_app.quantize.recipes import Recipe
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from serve_app.config.schema import StrictModel, VariantName
+from serve_app.config.strict import StrictModel, VariantName
 from serve_app.domain.quant import QuantMethod, QuantScheme
 
 Share = Annotated[float, Field(ge=0, le=1)]
