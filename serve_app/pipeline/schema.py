@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from serve_app.advise.candidates import Goal
-from serve_app.config.schema import (
+from serve_app.config.strict import (
     NAME_PATTERN,
     EngineSettings,
     GpuSettings,
