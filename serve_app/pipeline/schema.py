@@ -6,14 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from serve_app.advise.candidates import Goal
-from serve_app.config.strict import (
-    NAME_PATTERN,
-    EngineSettings,
-    GpuSettings,
-    ModelName,
-    StrictModel,
-    VariantName,
-)
+from serve_app.config.schema import EngineSettings, GpuSettings
+from serve_app.config.strict import NAME_PATTERN, ModelName, StrictModel, VariantName
 from serve_app.domain.units import BP_TOTAL
 
 StageName = Annotated[str, Field(pattern=NAME_PATTERN)]
