@@ -9,7 +9,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import httptools
@@ -61,6 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._sink_error: Exception | None = None
         self._suspended: Suspended | None = None
+        self._in_sink = False
 
     # asyncio's callbacks
 
@@ -161,6 +162,19 @@ class UpstreamConnection(asyncio.Protocol):
             await self._wait()
         return self._take()
 
+    async def begun(self) -> None:
+        """Wait for the first bytes of the body, or its end; takes none of them.
+
+        Raises UpstreamTruncatedError when the connection ends before either.
+        """
+        while not self._chunks and not self._is_over():
+            await self._wait()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether `hand_on` waits for its sink, not for the server."""
+        return self._suspended is not None or self._in_sink
+
     async def hand_on(self, sink: Sink) -> None:
         """Give all of the body to `sink`, piece by piece as it comes.
 
@@ -175,9 +189,9 @@ class UpstreamConnection(asyncio.Protocol):
                     raise self._sink_error
                 if self._suspended is not None:
                     suspended, self._suspended = self._suspended, None
-                    await suspended
+                    await self._wait_for_sink(suspended)
                 elif self._chunks:
-                    await sink(self._take())
+                    await self._wait_for_sink(sink(self._take()))
                 elif self._is_over():
                     return
                 else:
@@ -187,6 +201,13 @@ class UpstreamConnection(asyncio.Protocol):
             if self._suspended is not None:
                 self._suspended.close()
                 self._suspended = None
+
+    async def _wait_for_sink(self, taking: Awaitable[None]) -> None:
+        self._in_sink = True
+        try:
+            await taking
+        finally:
+            self._in_sink = False
 
     def _step_sink(self, sink: Sink) -> None:
         """Give the sink what came; only while the task sleeps, so pieces keep their order."""
