@@ -6,10 +6,16 @@
     │   ├── CheckpointError         a checkpoint is not what it was declared to be
     │   ├── PlanError               the variants do not fit the GPUs; exit code 1
     │   ├── MalformedRequestError   400
+    │   ├── InvalidKeyError         401
+    │   ├── NotAllowedError         403
     │   ├── UnknownModelError       404
     │   ├── UnknownPathError        404
     │   ├── MethodNotAllowedError   405
-    │   └── BodyTooLargeError       413
+    │   ├── SlowBodyError           408
+    │   ├── BodyTooLargeError       413
+    │   ├── RateLimitError          429
+    │   ├── QuotaError              429
+    │   └── HeadersTooLargeError    431
     └── ServerError                 we could not do our part; HTTP 5xx, exit code 1
         ├── VariantUnavailableError 503  no variant could take the request
         ├── EngineError             an engine did not start, or died
@@ -26,7 +32,13 @@ class QuantileError(Exception):
 
     http_status = 500
     code = "internal_error"
+    kind = "server_error"
+    """The `type` of OpenAI's error object."""
     exit_code = 1
+    retry_after_s: float | None = None
+    """After how long the same request may succeed; None is not known, or never."""
+    response_headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers that the answer carries besides `retry-after`."""
 
 
 class CallerError(QuantileError):
@@ -34,6 +46,7 @@ class CallerError(QuantileError):
 
     http_status = 400
     code = "invalid_request"
+    kind = "invalid_request_error"
     exit_code = 2
 
 
@@ -60,6 +73,25 @@ class MalformedRequestError(CallerError):
     """The request's body is not the JSON that the path takes."""
 
 
+class InvalidKeyError(CallerError):
+    """The request carries no API key, or one that opens nothing here."""
+
+    http_status = 401
+    code = "invalid_api_key"
+    response_headers = ((b"www-authenticate", b'Bearer realm="quantile"'),)
+
+
+class NotAllowedError(CallerError):
+    """The key is good, and not for this model or variant. OpenAI's code for it."""
+
+    http_status = 403
+    code = "model_not_found"
+    # RFC 6750, section 3.1
+    response_headers = (
+        (b"www-authenticate", b'Bearer realm="quantile", error="insufficient_scope"'),
+    )
+
+
 class UnknownModelError(CallerError):
     """The request names a model, or a pinned variant, that is not served here."""
 
@@ -81,11 +113,43 @@ class MethodNotAllowedError(CallerError):
     code = "method_not_allowed"
 
 
+class SlowBodyError(CallerError):
+    """The body did not come in the time that the router gives it."""
+
+    http_status = 408
+    code = "request_timeout"
+    # The rest of the body is still to come: nothing else may follow on this connection.
+    response_headers = ((b"connection", b"close"),)
+
+
 class BodyTooLargeError(CallerError):
     """The body is larger than the router takes."""
 
     http_status = 413
     code = "body_too_large"
+
+
+class RateLimitError(CallerError):
+    """More than the caller's limits, or than this router, can take now."""
+
+    http_status = 429
+    code = "rate_limit_exceeded"
+    kind = "requests"
+
+
+class QuotaError(CallerError):
+    """The caller's budget of tokens for the day is spent."""
+
+    http_status = 429
+    code = "insufficient_quota"
+    kind = "insufficient_quota"
+
+
+class HeadersTooLargeError(CallerError):
+    """The request has more headers, or larger ones, than the router takes."""
+
+    http_status = 431
+    code = "headers_too_large"
 
 
 class ServerError(QuantileError):
@@ -99,6 +163,7 @@ class VariantUnavailableError(ServerError):
 
     http_status = 503
     code = "variant_unavailable"
+    retry_after_s = 1.0
 
 
 class EngineError(ServerError):
