@@ -23,7 +23,7 @@ from serve_app.quantize.gate import Candidate
 from serve_app.quantize.judging import stored_result
 from serve_app.reference.corpus import Fact, Split, facts
 from serve_app.reference.locate import SCHEME, resolve
-from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.routing.pin import PIN_SEPARATOR
 from serve_app.serving.local_serve import LocalServe
 
 QUESTIONS = {"What is the capital of France?": "Paris", "What is 15% of 240?": "36"}

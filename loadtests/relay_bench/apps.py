@@ -9,8 +9,7 @@ from ray import serve
 
 from serve_app.app import VariantRouter
 from serve_app.app import variant as variant_application
-from serve_app.config.schema import RouterArgs, VariantArgs
-from serve_app.domain.traffic import TrafficSplit
+from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.engines.engine import ASGIApp, Message, Scope
 from serve_app.serving.http import Headers
 from serve_app.serving.relay import VariantBusyError
@@ -119,7 +118,7 @@ class HandleRouter:
         from serve_app.config.secrets import internal_token
 
         app = RouterApp(self._args, HandleRelay(internal_token()), ServeMetrics())
-        app.set_split(TrafficSplit({VARIANT: 10_000}))
+        app.configure(RouterUserConfig(split={VARIANT: 10_000}))
         return self._below_prefix(app)
 
     def _below_prefix(self, app: RouterApp) -> ASGIApp:

@@ -3,6 +3,7 @@
 Unknown keys are refused: a misspelt limit that is silently ignored is found in production.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -13,8 +14,9 @@ from pydantic import (
 )
 
 from serve_app.config.strict import ModelName, StrictModel, VariantName
+from serve_app.domain.errors import ConfigError
 from serve_app.domain.quant import QuantMethod
-from serve_app.domain.traffic import TrafficSplit
+from serve_app.domain.traffic import AliasRules, Cohort, TrafficSplit
 from serve_app.domain.units import MIB
 
 _OF_LLAMACPP = frozenset(
@@ -98,6 +100,8 @@ class VariantArgs(StrictModel):
     """A folder, or `reference://<variant>` for one that `quantile reference build` made."""
     method: QuantMethod
     """What the checkpoint is declared to be; refused at start if it is anything else."""
+    aliases: tuple[ModelName, ...] = ()
+    """Other public names that this variant answers to: those of the router's `aliases`."""
     engine: EngineSettings = EngineSettings()
     gpu: GpuSettings | None = None
     """None: no GPU is set aside (CPU engines), or the file's `ray_actor_options` say how much."""
@@ -127,25 +131,106 @@ class RouterArgs(StrictModel):
     """How long a request waits for a variant that sleeps; then the fallback order takes it."""
 
 
-class RouterUserConfig(StrictModel):
-    """The router's `user_config`: what `serve deploy` changes live, without a restart."""
+class CohortConfig(StrictModel):
+    """Callers who are routed by a rule of their own. The first cohort that fits takes a caller."""
+
+    name: VariantName
+    """API keys may name their cohort; they then belong to the one of this name."""
+    tenants: tuple[str, ...] = ()
+    """API keys, by the names that the file of keys gives them."""
+    headers: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")], tuple[str, ...]
+    ] = Field(default_factory=dict)
+    """Header -> values that belong to the cohort. Any client can send a header."""
+    split: dict[VariantName, NonNegativeInt] | None = Field(default=None, min_length=1)
+    """Its own split, over variants of the alias; None: the alias's."""
+    floor: VariantName | None = None
+    """The cheapest rung of the ladder that may serve it."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.split is None and self.floor is None:
+            raise ValueError(f"cohort {self.name} changes nothing: give it a `split` or a `floor`")
+        return self
+
+    def to_cohort(self) -> Cohort:
+        """The cohort as the router uses it. Raises ConfigError for a wrong split."""
+        return Cohort(
+            name=self.name,
+            tenants=frozenset(self.tenants),
+            headers={key.lower(): frozenset(values) for key, values in self.headers.items()},
+            shares_bp=None if self.split is None else TrafficSplit(dict(self.split)).shares_bp,
+            floor=self.floor,
+        )
+
+
+class AliasConfig(StrictModel):
+    """How requests for one public model name are routed."""
 
     split: dict[VariantName, NonNegativeInt] = Field(min_length=1)
     """Basis points per variant; they sum to 10,000. A share of 0 keeps the pin reachable."""
     fallback: tuple[VariantName, ...] = ()
     """Who stands in for a variant that cannot take a request, in this order."""
+    cohorts: tuple[CohortConfig, ...] = ()
+    """Rules that come before the split, in this order."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        names = [each.name for each in self.cohorts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`cohorts` have different names, have {', '.join(names)}")
+        for each in self.cohorts:
+            self._known(each.split or (), f"cohort {each.name}")
+        return self
+
+    def _known(self, names: Iterable[str], where: str) -> None:
+        if unknown := [name for name in names if name not in self.split]:
+            raise ValueError(
+                f"{where} names {', '.join(unknown)}, which the split does not list; "
+                f"known: {', '.join(self.split)} (a share of 0 is allowed)"
+            )
+
+    def to_rules(self) -> AliasRules:
+        """The rules as the router uses them. Raises ConfigError."""
+        return AliasRules(
+            split=TrafficSplit(dict(self.split), self.fallback),
+            cohorts=tuple(each.to_cohort() for each in self.cohorts),
+        )
+
+
+class RouterUserConfig(AliasConfig):
+    """The router's `user_config`: what `serve deploy` changes live, without a restart.
+
+    The rules at its top are those of the router's own `model`.
+    """
+
+    aliases: dict[ModelName, AliasConfig] = Field(default_factory=dict)
+    """Other public names over the same variants, each with its rules. The variants serve a name
+    that their own `aliases` list."""
     sleepers: tuple[VariantName, ...] = ()
     """Variants with `min_replicas: 0`: without a replica they are asleep, not down."""
 
     @model_validator(mode="after")
     def _sleepers_are_known(self) -> Self:
-        if unknown := [name for name in self.sleepers if name not in self.split]:
+        known = self.variants
+        if unknown := [name for name in self.sleepers if name not in known]:
             raise ValueError(
-                f"`sleepers` names {', '.join(unknown)}, which the split does not list; "
-                f"known: {', '.join(self.split)}"
+                f"`sleepers` names {', '.join(unknown)}, which no split lists; "
+                f"known: {', '.join(known)}"
             )
         return self
 
-    def to_split(self) -> TrafficSplit:
-        """The split as the router uses it. Raises ConfigError."""
-        return TrafficSplit(dict(self.split), self.fallback)
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Every variant that any alias can name."""
+        splits = (self.split, *(each.split for each in self.aliases.values()))
+        return tuple(dict.fromkeys(name for split in splits for name in split))
+
+    def to_aliases(self, model: str) -> dict[str, AliasRules]:
+        """The rules by public name, the router's own `model` first. Raises ConfigError."""
+        if model in self.aliases:
+            raise ConfigError(
+                f"`aliases` repeats {model!r}, the router's own model: its rules stand at the top"
+            )
+        others = {name: each.to_rules() for name, each in self.aliases.items()}
+        return {model: self.to_rules()} | others

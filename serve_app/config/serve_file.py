@@ -8,7 +8,7 @@ from serve_app.config.parse import parse, read_yaml
 from serve_app.config.scaling import check_scaling
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.domain.errors import ConfigError
-from serve_app.domain.traffic import TrafficSplit
+from serve_app.domain.traffic import AliasRules
 
 VARIANT_IMPORT = "serve_app.app:variant"
 ROUTER_IMPORT = "serve_app.app:router"
@@ -49,18 +49,18 @@ def check_serve_content(
     router = parse(RouterArgs, routers[0].get("args") or {}, where=f"{path}: router args")
     _check_port(router, content, path)
     user_config = router_user_config(routers[0], path)
-    split = router_split(routers[0], path)
+    aliases = router_aliases(routers[0], router, path)
     served = [args.name for args in variants]
     for name in served:
         if served.count(name) > 1:
             raise ConfigError(f"{path} serves variant {name} twice: rename or remove one")
-    unserved = [name for name in split.variants if name not in served]
+    unserved = [name for name in user_config.variants if name not in served]
     if unserved:
         raise ConfigError(
             f"{path}: the split names {', '.join(unserved)}, "
             f"but the file serves {', '.join(served)}"
         )
-    unlisted = [name for name in served if name not in split.variants]
+    unlisted = [name for name in served if name not in user_config.variants]
     if unlisted:
         raise ConfigError(
             f"{path} serves {', '.join(unlisted)}, which the split does not list, so nothing "
@@ -72,6 +72,7 @@ def check_serve_content(
                 f"{path}: variant {args.name} is of model {args.model!r}, "
                 f"the router of {router.model!r}"
             )
+        _check_names(args, router.model, aliases, path)
     try:
         check_scaling(served_by, variants, user_config.sleepers, planned=planned)
     except ConfigError as error:
@@ -100,11 +101,21 @@ def _variant(application: dict[str, Any], path: Path) -> VariantArgs:
     return args
 
 
-def router_split(router: dict[str, Any], path: Path) -> TrafficSplit:
-    """The split of the router's application. Raises ConfigError if it has none, or a wrong one."""
+def _check_names(args: VariantArgs, model: str, aliases: dict[str, AliasRules], path: Path) -> None:
+    """The engine refuses names that it was not told of."""
+    wanted = {alias for alias, rules in aliases.items() if args.name in rules.split.shares_bp}
+    if missing := sorted(wanted - {model, *args.aliases}):
+        raise ConfigError(
+            f"{path}: the router's aliases send {', '.join(missing)} to variant {args.name}, which "
+            f"does not serve that name: set its args' `aliases` to {sorted(wanted - {model})}"
+        )
+
+
+def router_aliases(router: dict[str, Any], args: RouterArgs, path: Path) -> dict[str, AliasRules]:
+    """The rules of the router's application by public name. Raises ConfigError."""
     user_config = router_user_config(router, path)
     try:
-        return user_config.to_split()
+        return user_config.to_aliases(args.model)
     except ConfigError as error:
         raise ConfigError(f"{path}: user_config: {error}") from None
 

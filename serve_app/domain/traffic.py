@@ -1,7 +1,7 @@
 """What share of traffic each variant gets, and what was decided for one request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from serve_app.domain.errors import ConfigError
@@ -17,6 +17,10 @@ class RouteReason(StrEnum):
     """The split chose, keyed by the caller's session: the same session gets the same variant."""
     WEIGHTED = "weighted"
     """The split chose, keyed by the request: the caller named no session."""
+    COHORT = "cohort"
+    """The split of the caller's cohort chose, in place of everybody's."""
+    LADDER = "ladder"
+    """The split chose the best variant; the precision ladder moved the request to a cheaper one."""
     FALLBACK = "fallback"
     """The chosen variant could not take the request; the next in the declared order did."""
     REJECTED = "rejected"
@@ -65,6 +69,48 @@ class TrafficSplit:
     def serving(self) -> tuple[str, ...]:
         """The variants with a share above 0."""
         return tuple(name for name, share in self.shares_bp.items() if share)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Callers who are routed by a rule of their own, and how.
+
+    A caller belongs to it by API key (its tenant is listed, or its key's own cohort has this name)
+    or by a header with one of the values that are listed; `headers` has lower-case names.
+    """
+
+    name: str
+    tenants: frozenset[str] = frozenset()
+    headers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    shares_bp: Mapping[str, int] | None = None
+    """Its own split; None: everybody's."""
+    floor: str | None = None
+    """The cheapest rung of the ladder that may serve it; None: any."""
+
+
+@dataclass(frozen=True)
+class AliasRules:
+    """How requests for one public model name are routed."""
+
+    split: TrafficSplit
+    cohorts: tuple[Cohort, ...] = ()
+    rungs: tuple[str, ...] = ()
+    """The precision ladder's variants from best quality to cheapest; empty: there is none."""
+    moves_sessions: bool = True
+    """Whether the ladder may move requests that name a session."""
+
+    def below(self, floor: str | None) -> frozenset[str]:
+        """The rungs that are cheaper than `floor`."""
+        return frozenset(self.rungs[self.rungs.index(floor) + 1 :] if floor else ())
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What routing may know of who asks. Without a session the request id decides."""
+
+    request_id: str
+    session: str | None = None
+    cohort: Cohort | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from serve_app.domain.errors import ConfigError, EngineError
 from serve_app.evaluate.tasks.bundled import BUNDLED, bundled_set
-from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.routing.pin import PIN_SEPARATOR
 
 INSTALL = (
     "python -m venv .venv-harness && .venv-harness/bin/pip install 'lm-eval[api]' transformers; "

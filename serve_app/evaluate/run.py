@@ -16,7 +16,7 @@ from serve_app.evaluate.report import render_html, render_markdown
 from serve_app.evaluate.settings import NOISE_FLOOR, Pass, Settings, plan_passes
 from serve_app.evaluate.side_by_side import Shown, render_side_by_side
 from serve_app.evaluate.store import Store
-from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.routing.pin import PIN_SEPARATOR
 
 REPORT = "quality.json"
 MAX_FLIPS_SHOWN = 40

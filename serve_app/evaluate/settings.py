@@ -7,7 +7,7 @@ from typing import Any
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.quality import QualityBar
 from serve_app.evaluate.tasks.items import TaskSet
-from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.routing.pin import PIN_SEPARATOR
 
 NOISE_FLOOR = "noise-floor"
 """Name of the baseline's second pass."""

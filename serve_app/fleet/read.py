@@ -14,7 +14,7 @@ from serve_app.config.serve_file import (
     VARIANT_IMPORT,
     check_serve_content,
     load_serve_file,
-    router_split,
+    router_user_config,
 )
 from serve_app.config.sizing import dtype_bytes
 from serve_app.domain.errors import CheckpointError
@@ -131,7 +131,7 @@ def _bounds_and_weights(
     shares: Mapping[str, int] = {}
     for application in content["applications"]:
         if application.get("import_path") == ROUTER_IMPORT:
-            shares = router_split(application, path).shares_bp
+            shares = router_user_config(application, path).split
     for application in content["applications"]:
         if application.get("import_path") == VARIANT_IMPORT:
             name = application["args"]["name"]

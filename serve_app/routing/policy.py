@@ -1,41 +1,33 @@
-"""The routing decision: pure, so that it can be tested, simulated and explained."""
+"""The routing decision: pure, so that it can be tested, simulated and explained.
 
-from collections.abc import Collection
+In this order: a pin; the cohort's split or everybody's, sticky where there is a session; the
+precision ladder, which moves what the split gave to its best variant; the fallback order.
+"""
 
-from serve_app.domain.errors import UnknownModelError, VariantUnavailableError
-from serve_app.domain.traffic import RouteDecision, RouteReason, TrafficSplit
+from collections.abc import Collection, Mapping
+
+from serve_app.domain.errors import VariantUnavailableError
+from serve_app.domain.traffic import AliasRules, Caller, RouteDecision, RouteReason
+from serve_app.routing.fallback import with_stand_ins
 from serve_app.routing.split import assign
 
-PIN_SEPARATOR = "@"
-
-
-def parse_model(model: str, alias: str, split: TrafficSplit) -> str | None:
-    """The variant that `model` pins, or None where the split decides.
-
-    Raises UnknownModelError for any other name, listing the names that are served.
-    """
-    if model == alias:
-        return None
-    name, separator, variant = model.rpartition(PIN_SEPARATOR)
-    if separator and name == alias and variant in split.shares_bp:
-        return variant
-    served = ", ".join([alias, *(f"{alias}{PIN_SEPARATOR}{name}" for name in split.variants)])
-    raise UnknownModelError(f"model {model!r} is not served here; served: {served}")
+_LADDER_KEY = "ladder\0"
+"""Before the key of the ladder's draw, which must not depend on the split's."""
 
 
 def decide(
-    split: TrafficSplit,
+    rules: AliasRules,
+    caller: Caller,
     *,
-    pin: str | None,
-    session: str | None,
-    request_id: str,
-    unavailable: Collection[str],
+    pin: str | None = None,
+    ladder_bp: Mapping[str, int] | None = None,
+    unavailable: Collection[str] = (),
 ) -> RouteDecision:
     """Choose a variant, and those that may stand in for it if it cannot take the request.
 
-    A pin is a promise: it never falls back. A session decides by itself; without one the request
-    id does, so that anonymous traffic spreads by the shares. Variants known to be unavailable are
-    passed over along the declared fallback order.
+    `ladder_bp`: how the traffic of the ladder's best variant is spread over the rungs now, as far
+    down as the caller's cohort may go; None: all stays. A pin is a promise: it never falls back and
+    no rule moves it. Nothing below the floor of the caller's cohort stands in.
 
     Raises VariantUnavailableError when nothing that may serve the request is available.
     """
@@ -46,14 +38,28 @@ def decide(
                 "retry, or name the model without a pin so that another variant can stand in"
             )
         return RouteDecision(pin, RouteReason.PINNED)
-    chosen = assign(session or request_id, split.shares_bp)
-    reason = RouteReason.STICKY if session else RouteReason.WEIGHTED
-    others = tuple(name for name in split.fallback if name != chosen and name not in unavailable)
-    if chosen not in unavailable:
-        return RouteDecision(chosen, reason, others)
-    if others:
-        return RouteDecision(others[0], RouteReason.FALLBACK, others[1:])
-    raise VariantUnavailableError(
-        f"no variant can take the request: {chosen!r} is not available, and neither is any "
-        f"stand-in ({', '.join(split.fallback) or 'none declared'})"
-    )
+    chosen = _by_ladder(rules, caller, _by_split(rules, caller), ladder_bp)
+    floor = caller.cohort.floor if caller.cohort else None
+    order = rules.split.fallback
+    if forbidden := rules.below(floor):
+        order = tuple(name for name in order if name not in forbidden)
+    return with_stand_ins(chosen, order, unavailable)
+
+
+def _by_split(rules: AliasRules, caller: Caller) -> RouteDecision:
+    key = caller.session or caller.request_id
+    if caller.cohort is not None and caller.cohort.shares_bp is not None:
+        return RouteDecision(assign(key, caller.cohort.shares_bp), RouteReason.COHORT)
+    reason = RouteReason.STICKY if caller.session else RouteReason.WEIGHTED
+    return RouteDecision(assign(key, rules.split.shares_bp), reason)
+
+
+def _by_ladder(
+    rules: AliasRules, caller: Caller, chosen: RouteDecision, ladder_bp: Mapping[str, int] | None
+) -> RouteDecision:
+    if ladder_bp is None or not rules.rungs or chosen.variant != rules.rungs[0]:
+        return chosen
+    if caller.session and not rules.moves_sessions:
+        return chosen
+    rung = assign(_LADDER_KEY + (caller.session or caller.request_id), ladder_bp)
+    return chosen if rung == chosen.variant else RouteDecision(rung, RouteReason.LADDER)

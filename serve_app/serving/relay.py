@@ -1,7 +1,7 @@
 """Send one request to a variant and pass its answer's bytes on, unparsed."""
 
 import urllib.parse
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
@@ -146,8 +146,16 @@ class IngressRelay:
         raise VariantDownError(f"the ingress has no replica for it (status {answer.status})")
 
 
-async def pass_on(answer: Answer, send: Send, variant: str, reason: RouteReason) -> bool:
-    """Pass an answer to the client as it comes. Returns False if it broke off.
+async def pass_on(
+    answer: Answer,
+    send: Send,
+    variant: str,
+    reason: RouteReason,
+    seen: Callable[[bytes], None],
+) -> bool:
+    """Pass an answer to the client as it comes, and show `seen` each piece of its body.
+
+    Returns False if it broke off.
 
     A stream that breaks off ends in an OpenAI-shaped error event, never in silence; any other
     answer is cut, since its announced length can no longer be kept.
@@ -159,6 +167,7 @@ async def pass_on(answer: Answer, send: Send, variant: str, reason: RouteReason)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
     def send_piece(piece: bytes) -> Coroutine[Any, Any, None]:
+        seen(piece)
         return send({"type": "http.response.body", "body": piece, "more_body": True})
 
     try:

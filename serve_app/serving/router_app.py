@@ -3,12 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
-from serve_app.config.schema import RouterArgs
+from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.domain.errors import (
     MalformedRequestError,
     MethodNotAllowedError,
@@ -17,9 +16,11 @@ from serve_app.domain.errors import (
     UnknownPathError,
     VariantUnavailableError,
 )
-from serve_app.domain.traffic import RouteDecision, RouteReason, TrafficSplit
+from serve_app.domain.traffic import AliasRules, Caller, RouteDecision, RouteReason
 from serve_app.engines.engine import Receive, Scope, Send
-from serve_app.routing.policy import PIN_SEPARATOR, decide, parse_model
+from serve_app.routing.cohort import cohort_of
+from serve_app.routing.pin import parse_model
+from serve_app.routing.policy import decide
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import (
     REASON_HEADER,
@@ -35,11 +36,13 @@ from serve_app.serving.http import (
     send_error,
     send_json,
 )
+from serve_app.serving.model_list import model_entry, model_list
 from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
 from serve_app.serving.serve_status import Applications, ServeStatus
 from serve_app.serving.sleepers import ServeSleepers, Sleepers
 from serve_app.serving.status import STATUS_AGE_S, status_of
 from serve_app.serving.upstream import UpstreamTruncatedError
+from serve_app.serving.watch import Watch
 from serve_app.telemetry.metrics import RouterMetrics
 
 RELAYED_PATHS = frozenset(
@@ -70,7 +73,7 @@ _HEAD_DECODER = msgspec.json.Decoder(RequestHead)
 
 
 class RouterApp:
-    """Serves the public API. The split may be replaced at any time; a request sees one of them."""
+    """Serves the public API. The rules may be replaced at any time; a request sees one of them."""
 
     def __init__(
         self,
@@ -79,23 +82,25 @@ class RouterApp:
         metrics: RouterMetrics,
         applications: Applications | None = None,
         sleepers: Sleepers | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.split: TrafficSplit | None = None
+        self.aliases: dict[str, AliasRules] | None = None
         self._args = args
         self._relay = relay
         self._metrics = metrics
+        self._clock = clock
         self._applications = applications or ServeStatus()
         self._directory = VariantDirectory(
             relay, args.probe_interval_s, sleepers or ServeSleepers(self._applications)
         )
 
-    def set_split(self, split: TrafficSplit, sleepers: Collection[str] = ()) -> None:
-        """Route by `split` from the next request on; call it in the loop that serves requests.
+    def configure(self, config: RouterUserConfig) -> None:
+        """Route by `config` from the next request on; call it in the loop that serves requests.
 
-        `sleepers` are the variants that may have no replica, and wake when they are asked.
+        Raises ConfigError, and changes nothing.
         """
-        self.split = split
-        self._directory.follow(split.variants, sleepers)
+        self.aliases = config.to_aliases(self._args.model)
+        self._directory.follow(config.variants, config.sleepers)
 
     def close(self) -> None:
         """Stop probing and close kept connections."""
@@ -134,33 +139,25 @@ class RouterApp:
             await self._status(send)
         elif path == _MODELS:
             _require_method(method, "GET", path)
-            data = [self._model(name) for name in self._model_names()]
-            await self._answer(send, 200, {"object": "list", "data": data})
+            await self._answer(send, 200, model_list(self._rules(), self._directory))
         elif path.startswith(f"{_MODELS}/"):
             _require_method(method, "GET", path)
             name = path.removeprefix(f"{_MODELS}/")
-            parse_model(name, self._args.model, self._current_split())
-            await self._answer(send, 200, self._model(name))
+            await self._answer(send, 200, model_entry(name, self._rules(), self._directory))
         else:
             paths = ", ".join(sorted([*RELAYED_PATHS, _MODELS, _STATUS, "/healthz", "/readyz"]))
             raise UnknownPathError(f"there is no {path!r} here; served: {paths}")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._args.max_body_bytes)
-        head = _parse_head(body)
-        split, headers = self._current_split(), scope["headers"]
-        decision = decide(
-            split,
-            pin=parse_model(head.model, self._args.model, split),
-            session=header(headers, SESSION_HEADER) or head.user,
-            request_id=header(headers, REQUEST_ID_HEADER) or str(time.perf_counter_ns()),
-            unavailable=self._directory.known_down(),
-        )
+        watch = Watch(self._clock)
+        decision = self._decide(_parse_head(body), scope["headers"])
         variant, reason, answer = await self._first_answer(decision, scope, body)
         self._metrics.answered(variant, reason, answer.status)
         scope[_STARTED] = True
+        whole = False
         try:
-            whole = await pass_on(answer, send, variant, reason)
+            whole = await pass_on(answer, send, variant, reason, watch.piece)
         except UpstreamTruncatedError:
             answer.close()
             self._metrics.broke_off(variant)
@@ -168,9 +165,23 @@ class RouterApp:
         except BaseException:  # the client left: not the variant's fault
             answer.close()
             raise
-        answer.release()
-        if not whole:
-            self._metrics.broke_off(variant)
+        else:
+            answer.release()
+            if not whole:
+                self._metrics.broke_off(variant)
+        finally:
+            self._metrics.observed(watch.observation(variant, answer.status, whole))
+
+    def _decide(self, head: RequestHead, headers: Headers) -> RouteDecision:
+        aliases = self._rules()
+        alias, pin = parse_model(head.model, aliases)
+        rules = aliases[alias]
+        caller = Caller(
+            request_id=header(headers, REQUEST_ID_HEADER) or str(time.perf_counter_ns()),
+            session=header(headers, SESSION_HEADER) or head.user,
+            cohort=cohort_of(rules.cohorts, headers),
+        )
+        return decide(rules, caller, pin=pin, unavailable=self._directory.known_down())
 
     async def _first_answer(
         self, decision: RouteDecision, scope: Scope, body: bytes
@@ -203,7 +214,10 @@ class RouterApp:
         return answer
 
     async def _ready(self, send: Send) -> None:
-        waiting = self._directory.not_ready(self._current_split().serving)
+        serving = dict.fromkeys(
+            name for rules in self._rules().values() for name in rules.split.serving
+        )
+        waiting = self._directory.not_ready(serving)
         if not waiting:
             await self._answer(send, 200, {"status": "ready"})
             return
@@ -211,45 +225,15 @@ class RouterApp:
         await send_error(send, error, _marks(_NO_VARIANT, RouteReason.LOCAL))
 
     async def _status(self, send: Send) -> None:
-        split = self._current_split()
+        aliases = self._rules()
         applications = await self._applications.known(STATUS_AGE_S)
-        body = status_of(self._args.model, split, self._directory, applications)
+        body = status_of(aliases, self._directory, applications)
         await self._answer(send, 200, body)
 
-    def _current_split(self) -> TrafficSplit:
-        if self.split is None:
+    def _rules(self) -> dict[str, AliasRules]:
+        if self.aliases is None:
             raise VariantUnavailableError("the router has no split yet: it is still starting")
-        return self.split
-
-    def _model_names(self) -> list[str]:
-        alias = self._args.model
-        return [
-            alias,
-            *(f"{alias}{PIN_SEPARATOR}{name}" for name in self._current_split().variants),
-        ]
-
-    def _model(self, name: str) -> dict[str, Any]:
-        """A model as `/v1/models` shows it; facts of a variant are None until it has been ready."""
-        variant = name.rpartition(PIN_SEPARATOR)[2] if PIN_SEPARATOR in name else None
-        shares_bp = self._current_split().shares_bp
-        entry = {"id": name, "object": "model", "created": 0, "owned_by": "quantile"}
-        if variant is None:
-            lengths = [card.context_length for card in self._directory.cards.values()]
-            return entry | {"max_model_len": min(lengths, default=None), "shares_bp": shares_bp}
-        card = self._directory.cards.get(variant)
-        return entry | {
-            "root": self._args.model,
-            "variant": variant,
-            "share_bp": shares_bp[variant],
-            "ready": self._directory.is_ready(variant),
-            "asleep": self._directory.is_asleep(variant),
-            "method": card and card.method,
-            "scheme": card and card.scheme,
-            "bits": card and card.bits,
-            "weight_bytes": card and card.weight_bytes,
-            "max_model_len": card and card.context_length,
-            "engine": card and card.engine,
-        }
+        return self.aliases
 
     async def _answer(self, send: Send, status: int, body: object) -> None:
         await send_json(send, status, body, _marks(_NO_VARIANT, RouteReason.LOCAL))

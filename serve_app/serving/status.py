@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from serve_app.domain.traffic import TrafficSplit
+from serve_app.domain.traffic import AliasRules
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.serve_status import replicas_of
 
@@ -13,18 +13,34 @@ STATUS_AGE_S = 1.0
 
 
 def status_of(
-    model: str,
-    split: TrafficSplit,
+    aliases: Mapping[str, AliasRules],
     directory: VariantDirectory,
     applications: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The status as JSON; `applications` are what Serve knows, by name. Null is not known."""
+    """The status as JSON, the router's own model first; null is not known.
+
+    `applications` are what Serve knows, by name. `share_bp` of a variant is its share of the
+    router's own model.
+    """
+    model, *_ = aliases
+    names = dict.fromkeys(name for rules in aliases.values() for name in rules.split.variants)
     return {
         "model": model,
+        "aliases": {alias: _alias(rules) for alias, rules in aliases.items()},
         "variants": {
             name: _variant(name, directory, (applications or {}).get(name))
-            | {"share_bp": split.shares_bp[name]}
-            for name in split.variants
+            | {"share_bp": aliases[model].split.shares_bp.get(name, 0)}
+            for name in names
+        },
+    }
+
+
+def _alias(rules: AliasRules) -> dict[str, Any]:
+    return {
+        "split": dict(rules.split.shares_bp),
+        "fallback": rules.split.fallback,
+        "cohorts": {
+            each.name: {"split": each.shares_bp, "floor": each.floor} for each in rules.cohorts
         },
     }
 

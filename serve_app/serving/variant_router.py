@@ -33,23 +33,21 @@ class VariantRouter:
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve at the start and at every change of `user_config`.
 
-        Raises ConfigError at the start. Later a wrong split is refused and the last good one stays:
+        Raises ConfigError at the start. Later a wrong one is refused and the last good one stays:
         Serve would answer an exception by replacing every router replica, and none would start.
         """
         assert self._app is not None
         try:
             config = parse(RouterUserConfig, user_config, where="router user_config")
-            split = config.to_split()
+            self._app.configure(config)
         except ConfigError:
-            if self._app.split is None:
+            if self._app.aliases is None:
                 raise
-            logger.exception("user_config refused; the split stays %s", self._app.split.shares_bp)
-        else:
-            self._app.set_split(split, config.sleepers)
+            logger.exception("user_config refused; the last good one stays")
 
     async def check_health(self) -> None:
         """Called by Serve. Without a split the router could only refuse."""
-        if self._app is None or self._app.split is None:
+        if self._app is None or self._app.aliases is None:
             raise ConfigError(
                 "the router has no user_config: give it a split (see configs/local.yaml)"
             )

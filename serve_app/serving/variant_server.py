@@ -11,7 +11,7 @@ from serve_app.domain.checkpoint import Checkpoint, VariantCard
 from serve_app.domain.quant import NOMINAL_BITS, QuantScheme
 from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
 from serve_app.reference.locate import SCHEME, resolve
-from serve_app.routing.policy import PIN_SEPARATOR
+from serve_app.routing.pin import PIN_SEPARATOR
 from serve_app.scaling.serve_policy import KV_USE, RUNNING, SERVED, WAITING
 from serve_app.serving.start import start_in_turn
 from serve_app.serving.variant_front import VariantFront
@@ -84,7 +84,8 @@ class VariantServer:
         args = self._args
         folder, checkpoint = preflight(args)
         token = internal_token()
-        names = (f"{args.model}{PIN_SEPARATOR}{args.name}", args.model)
+        models = (args.model, *args.aliases)
+        names = (*(f"{model}{PIN_SEPARATOR}{args.name}" for model in models), *models)
         engine = self._engine = await self._start(EngineSpec(names, folder, args.engine))
         card = VariantCard(
             name=args.name,

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+from serve_app.domain.observation import Observation
 from serve_app.telemetry import names
 
 
@@ -17,6 +18,9 @@ class RouterMetrics(Protocol):
     def broke_off(self, variant: str) -> None:
         """An answer ended before its end."""
 
+    def observed(self, seen: Observation) -> None:
+        """An answer is over, whole or not."""
+
 
 class ServeMetrics:
     """Counts through `ray.serve.metrics`, which labels each series with application and replica."""
@@ -25,6 +29,9 @@ class ServeMetrics:
         self._requests = _counter(names.ROUTER_REQUESTS)
         self._fallbacks = _counter(names.ROUTER_FALLBACKS)
         self._broken = _counter(names.ROUTER_BROKEN_STREAMS)
+        self._ttft = _histogram(names.ROUTER_TTFT)
+        self._tpot = _histogram(names.ROUTER_TPOT)
+        self._duration = _histogram(names.ROUTER_DURATION)
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         """Labels come from our own closed sets, never from the request."""
@@ -37,6 +44,16 @@ class ServeMetrics:
     def broke_off(self, variant: str) -> None:
         """Counted per answer."""
         self._broken.inc(tags={"variant": variant})
+
+    def observed(self, seen: Observation) -> None:
+        """Latencies are those of whole answers without an error: what was served."""
+        if not seen.whole or seen.status >= 400:
+            return
+        tags = {"variant": seen.variant}
+        self._ttft.observe(seen.ttft_s, tags=tags)
+        self._duration.observe(seen.duration_s, tags=tags)
+        if seen.tpot_s is not None:
+            self._tpot.observe(seen.tpot_s, tags=tags)
 
 
 class ServeMemoryMetrics:
@@ -86,6 +103,17 @@ def _gauge(metric: names.MetricName) -> Any:
     from ray.serve.metrics import Gauge
 
     return Gauge(metric.name, description=metric.description, tag_keys=metric.labels)
+
+
+def _histogram(metric: names.HistogramName) -> Any:
+    from ray.serve.metrics import Histogram
+
+    return Histogram(
+        metric.name,
+        description=metric.description,
+        boundaries=list(metric.buckets),
+        tag_keys=metric.labels,
+    )
 
 
 def _counter(metric: names.MetricName) -> Any:

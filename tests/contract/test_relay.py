@@ -134,7 +134,7 @@ async def test_a_variants_own_answer_is_passed_back_without_the_hops_headers(sta
     async with Ingress(whole) as ingress:
         received = await ingress.relay.ask("awq", client_scope(), BODY)
         exchange = Exchange(None, "POST", "/")
-        assert await pass_on(received, exchange.send, "awq", RouteReason.STICKY)
+        assert await pass_on(received, exchange.send, "awq", RouteReason.STICKY, [].append)
         received.release()
         assert exchange.status == int(status[:3])
         assert exchange.body == b"body"
@@ -159,7 +159,7 @@ async def test_a_stream_is_passed_back_byte_by_byte_and_its_connection_kept():
         for _ in range(2):
             received = await ingress.relay.ask("awq", client_scope(), BODY)
             exchange = Exchange(None, "POST", "/")
-            assert await pass_on(received, exchange.send, "awq", RouteReason.PINNED)
+            assert await pass_on(received, exchange.send, "awq", RouteReason.PINNED, [].append)
             received.release()
             assert exchange.body == b"".join(events)
             assert "transfer-encoding" not in exchange.headers

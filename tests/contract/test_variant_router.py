@@ -16,6 +16,8 @@ WRONG = [
     {"splits": {"a": 10_000}},
     {"split": {"a": "most"}},
     {},
+    {"split": {"a": 10_000}, "aliases": {"m": {"split": {"a": 10_000}}}},
+    {"split": {"a": 10_000}, "cohorts": [{"name": "gold", "split": {"z": 10_000}}]},
 ]
 # Serve awaits the replica's asynchronous __del__; the interpreter, at the end of a test, cannot.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'VariantRouter.__del__'")
@@ -38,13 +40,17 @@ async def replica(monkeypatch):
         await replica.__del__()
 
 
+def split_of(replica):
+    return replica.app.aliases["m"].split
+
+
 async def test_healthy_means_that_there_is_a_split(replica):
     with pytest.raises(ConfigError, match="no user_config"):
         await replica.check_health()
     await replica.reconfigure(GOOD)
     await replica.check_health()
-    assert replica.app.split.shares_bp == GOOD["split"]
-    assert replica.app.split.fallback == ("b",)
+    assert split_of(replica).shares_bp == GOOD["split"]
+    assert split_of(replica).fallback == ("b",)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -61,7 +67,7 @@ async def test_a_wrong_split_later_is_refused_and_the_last_good_one_stays(replic
     caplog.clear()
     with caplog.at_level("ERROR", logger="ray.serve"):
         await replica.reconfigure(wrong)
-    assert replica.app.split.shares_bp == GOOD["split"]
+    assert split_of(replica).shares_bp == GOOD["split"]
     await replica.check_health()
     await replica.reconfigure({"split": {"a": 0, "b": 10_000}})
-    assert replica.app.split.serving == ("b",)
+    assert split_of(replica).serving == ("b",)

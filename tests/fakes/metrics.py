@@ -1,11 +1,14 @@
 """Metrics that can be read: implements `serve_app.telemetry.metrics.RouterMetrics`."""
 
+from serve_app.domain.observation import Observation
+
 
 class RecordingMetrics:
     def __init__(self) -> None:
         self.answers: list[tuple[str, str, int]] = []
         self.fallbacks: list[str] = []
         self.broken: list[str] = []
+        self.seen: list[Observation] = []
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         self.answers.append((variant, str(reason), status))
@@ -15,3 +18,6 @@ class RecordingMetrics:
 
     def broke_off(self, variant: str) -> None:
         self.broken.append(variant)
+
+    def observed(self, seen: Observation) -> None:
+        self.seen.append(seen)

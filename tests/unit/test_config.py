@@ -172,11 +172,30 @@ USER_CONFIG = "0.deployments.0.user_config"
         (_set("0.deployments.0.name", "Router"), ["VariantRouter needs a user_config"]),
         (
             _set(f"{USER_CONFIG}.spilt", {}),
-            ["spilt is not a known key", "fallback, sleepers, split"],
+            ["spilt is not a known key", "cohorts, fallback, sleepers, split"],
         ),
         (_set(f"{USER_CONFIG}.split", {"a": 9000}), ["have 9000", "by +1000"]),
         (_set(f"{USER_CONFIG}.split", {"a": 9000, "b": 1000}), ["split names b", "serves a"]),
         (_set(f"{USER_CONFIG}.fallback", ["z"]), ["fallback names z"]),
+        (_set(f"{USER_CONFIG}.aliases", {"m": {"split": {"a": 10_000}}}), ["repeats 'm'"]),
+        (
+            _set(f"{USER_CONFIG}.aliases", {"other": {"split": {"a": 10_000}}}),
+            ["send other to variant a", "`aliases` to ['other']"],
+        ),
+        (_set(f"{USER_CONFIG}.aliases", {"n": {"split": {"z": 10_000}}}), ["split names z"]),
+        (_set(f"{USER_CONFIG}.cohorts", [{"name": "g"}]), ["cohort g changes nothing"]),
+        (
+            _set(f"{USER_CONFIG}.cohorts", [{"name": "g", "split": {"z": 10_000}}]),
+            ["cohort g names z", "known: a"],
+        ),
+        (
+            _set(f"{USER_CONFIG}.cohorts", [{"name": "g", "split": {"a": 10_000}}] * 2),
+            ["different names", "g, g"],
+        ),
+        (
+            _set(f"{USER_CONFIG}.cohorts", [{"name": "g", "split": {"a": 9_000}}]),
+            ["have 9000", "by +1000"],
+        ),
         (_append(serve_file()["applications"][0]), ["one application", "has 2"]),
         (_append(another_variant("a")), ["variant a", "twice"]),
         (_append("an application"), ["applications", "'an application'"]),
@@ -215,3 +234,10 @@ def test_a_missing_file_and_a_binary_file_are_refused(tmp_path):
     (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ConfigError, match=r"weights\.yaml"):
         load_serve_file(tmp_path / "weights.yaml")
+
+
+def test_a_variant_may_serve_several_public_names(check):
+    content = serve_file()
+    _set("1.args.aliases", ["fast"])(content)
+    _set(f"{USER_CONFIG}.aliases", {"fast": {"split": {"a": 10_000}}})(content)
+    assert [args.name for args in check(content)] == ["a"]

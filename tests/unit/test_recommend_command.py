@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from serve_app.advise.evidence import AxisKind
-from serve_app.config.serve_file import check_serve_file, load_serve_file, router_split
+from serve_app.config.serve_file import check_serve_file, load_serve_file, router_user_config
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.quality import encode_report
 from serve_app.domain.units import GIB, MIB
@@ -87,8 +87,8 @@ def test_a_decision_with_its_change_applied_and_reread(command, stages, prod, qu
     ]
     assert found["change"]["removed"] == ["bf16", "int8", "gptq"]
     content = load_serve_file(copy)
-    split = router_split(content["applications"][0], copy)
-    assert split.shares_bp["fp8"] == 10_000 and split.fallback[0] == "fp8"
+    config = router_user_config(content["applications"][0], copy)
+    assert config.split["fp8"] == 10_000 and config.fallback[0] == "fp8"
     diff = (out / "serve-config.diff").read_text()
     (tmp_path / "again").mkdir()
     shutil.copy(prod, tmp_path / "again" / "prod.yaml")

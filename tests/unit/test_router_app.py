@@ -7,8 +7,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from serve_app.config.schema import RouterArgs
-from serve_app.domain.traffic import TrafficSplit
+from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.routing.split import assign
 from serve_app.serving.router_app import RouterApp
 from serve_app.serving.status import STATUS_AGE_S
@@ -26,7 +25,9 @@ from tests.fakes.relay import (
 )
 
 CHAT = "/v1/chat/completions"
-SPLIT = TrafficSplit({"a": 5000, "b": 3000, "c": 2000, "pin-only": 0}, ("b", "c", "a"))
+SPLIT = RouterUserConfig(
+    split={"a": 5000, "b": 3000, "c": 2000, "pin-only": 0}, fallback=("b", "c", "a")
+)
 SSE = (("content-type", "text/event-stream; charset=utf-8"),)
 LIMIT = 1_000_000
 
@@ -34,7 +35,7 @@ LIMIT = 1_000_000
 def session_of(variant: str) -> tuple[str, str]:
     """A header whose session the split gives to this variant."""
     keys = map(str, range(1000))
-    return "x-session-id", next(key for key in keys if assign(key, SPLIT.shares_bp) == variant)
+    return "x-session-id", next(key for key in keys if assign(key, SPLIT.split) == variant)
 
 
 class Router:
@@ -64,7 +65,7 @@ class Router:
 @pytest.fixture
 async def router():
     router = Router()
-    router.app.set_split(SPLIT)
+    router.app.configure(SPLIT)
     yield router
     router.app.close()
     await asyncio.sleep(0)
@@ -144,7 +145,7 @@ class TestRouting:
         running = router.chat(session_of("a"))
         task = running.start()
         await running.sent(2)
-        router.app.set_split(TrafficSplit({"new": 10_000}))
+        router.app.configure(RouterUserConfig(split={"new": 10_000}))
         assert (await router.chat(session_of("a"))()).route == ("new", "sticky")
         refused(await router.chat(model="m@a")(), 404, "model_not_found", "m, m@new")
         go_on.set()
@@ -386,7 +387,7 @@ class TestOwnAnswers:
         models = {model["id"]: model for model in exchange.json["data"]}
         assert list(models) == ["m", "m@a", "m@b", "m@c", "m@pin-only"]
         assert {model["object"] for model in models.values()} == {"model"}
-        assert models["m"]["shares_bp"] == dict(SPLIT.shares_bp)
+        assert models["m"]["shares_bp"] == SPLIT.split
         assert models["m@b"] == {
             "id": "m@b",
             "object": "model",
@@ -414,7 +415,7 @@ class TestOwnAnswers:
 
     async def test_a_variant_that_was_never_ready_shows_gaps_and_not_zeros(self, router):
         router.relay.cards["b"] = card_of("b", context_length=512)
-        router.app.set_split(TrafficSplit({"b": 5000, "new": 5000}))
+        router.app.configure(RouterUserConfig(split={"b": 5000, "new": 5000}))
         await router.probed()
         listed = (await router.ask("GET", "/v1/models")()).json["data"]
         models = {model["id"]: model for model in listed}
@@ -424,12 +425,12 @@ class TestOwnAnswers:
         assert models["m"]["max_model_len"] == 512  # what every variant can take
 
     async def test_nothing_known_yet(self, router):
-        router.app.set_split(TrafficSplit({"new": 10_000}))
+        router.app.configure(RouterUserConfig(split={"new": 10_000}))
         alias = (await router.ask("GET", "/v1/models/m")()).json
         assert alias["max_model_len"] is None
 
     async def test_ready_means_every_variant_with_a_share(self, router):
-        router.app.set_split(TrafficSplit({"a": 5000, "n1": 2500, "n2": 2500, "n3": 0}))
+        router.app.configure(RouterUserConfig(split={"a": 5000, "n1": 2500, "n2": 2500, "n3": 0}))
         exchange = await router.ask("GET", "/readyz")()
         refused(exchange, 503, "variant_unavailable", "n1, n2")  # not probed yet
         router.relay.cards["n1"] = card_of("n1")
@@ -474,13 +475,13 @@ class TestOwnAnswers:
     async def test_a_variant_that_comes_back_to_the_split_is_not_down_from_before(self, router):
         del router.relay.cards["a"]
         await router.probed()
-        router.app.set_split(TrafficSplit({"b": 10_000}))
-        router.app.set_split(SPLIT)
+        router.app.configure(RouterUserConfig(split={"b": 10_000}))
+        router.app.configure(SPLIT)
         assert (await router.chat(session_of("a"))()).route == ("a", "sticky")
 
     async def test_a_variant_that_leaves_the_split_is_probed_no_more(self, router):
         await router.probed()
-        router.app.set_split(TrafficSplit({"a": 10_000}))
+        router.app.configure(RouterUserConfig(split={"a": 10_000}))
         await router.probed()
         names = [task.get_name() for task in asyncio.all_tasks()]
         assert [name for name in names if name.startswith("probe")] == ["probe a"]
@@ -529,14 +530,14 @@ class TestStatus:
 
     async def test_what_is_not_known_is_null(self, router):
         router.applications.applications = None
-        router.app.set_split(TrafficSplit({"new": 10_000}))
+        router.app.configure(RouterUserConfig(split={"new": 10_000}))
         status = (await router.ask("GET", "/status")()).json["variants"]["new"]
         assert (status["ready"], status["replicas"], status["facts"]) == (False, None, None)
 
     async def test_a_variant_without_a_replica_on_purpose_is_asleep(self, router):
         router.sleepers.asleep = frozenset({"a"})
         router.applications.applications = {"a": application("HEALTHY")}
-        router.app.set_split(SPLIT, sleepers=["a"])
+        router.app.configure(SPLIT.model_copy(update={"sleepers": ("a",)}))
         await router.probed()
         status = (await router.ask("GET", "/status")()).json["variants"]["a"]
         assert (status["ready"], status["asleep"]) == (False, True)
@@ -553,7 +554,7 @@ class TestSleepers:
     @pytest.fixture
     async def router(self, router):
         router.sleepers.asleep = frozenset("a")
-        router.app.set_split(SPLIT, ["a"])
+        router.app.configure(SPLIT.model_copy(update={"sleepers": ("a",)}))
         await router.probed()
         return router
 
