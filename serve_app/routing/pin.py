@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from serve_app.domain.errors import UnknownModelError
+from serve_app.domain.text import shown
 from serve_app.domain.traffic import AliasRules
 
 PIN_SEPARATOR = "@"
@@ -19,7 +20,7 @@ def parse_model(model: str, aliases: Mapping[str, AliasRules]) -> tuple[str, str
     if separator and alias in aliases and variant in aliases[alias].split.shares_bp:
         return alias, variant
     raise UnknownModelError(
-        f"model {_shown(model)} is not served here; served: {', '.join(served_names(aliases))}"
+        f"model {shown(model)} is not served here; served: {', '.join(served_names(aliases))}"
     )
 
 
@@ -30,10 +31,3 @@ def served_names(aliases: Mapping[str, AliasRules]) -> list[str]:
         for alias, rules in aliases.items()
         for name in (alias, *(f"{alias}{PIN_SEPARATOR}{each}" for each in rules.split.variants))
     ]
-
-
-def _shown(model: str) -> str:
-    return repr(model if len(model) <= _LONGEST_SHOWN else f"{model[:_LONGEST_SHOWN]}...")
-
-
-_LONGEST_SHOWN = 200

@@ -16,6 +16,7 @@ from serve_app.domain.errors import (
     UnknownPathError,
     VariantUnavailableError,
 )
+from serve_app.domain.text import shown
 from serve_app.domain.traffic import AliasRules, Caller, RouteDecision, RouteReason
 from serve_app.engines.engine import Receive, Scope, Send
 from serve_app.routing.cohort import cohort_of
@@ -37,6 +38,7 @@ from serve_app.serving.http import (
     send_json,
 )
 from serve_app.serving.model_list import model_entry, model_list
+from serve_app.serving.openapi import OPENAPI_PATH, openapi_document
 from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
 from serve_app.serving.serve_status import Applications, ServeStatus
 from serve_app.serving.sleepers import ServeSleepers, Sleepers
@@ -56,6 +58,7 @@ RELAYED_PATHS = frozenset(
     }
 )
 _MODELS, _STATUS = "/v1/models", "/status"
+_OWN_PATHS = (_MODELS, _STATUS, OPENAPI_PATH, "/healthz", "/readyz")
 _NO_VARIANT = "none"
 _STARTED = "quantile.answer_started"
 
@@ -137,6 +140,9 @@ class RouterApp:
         elif path == _STATUS:
             _require_method(method, "GET", path)
             await self._status(send)
+        elif path == OPENAPI_PATH:
+            _require_method(method, "GET", path)
+            await self._answer(send, 200, openapi_document())
         elif path == _MODELS:
             _require_method(method, "GET", path)
             await self._answer(send, 200, model_list(self._rules(), self._directory))
@@ -145,8 +151,8 @@ class RouterApp:
             name = path.removeprefix(f"{_MODELS}/")
             await self._answer(send, 200, model_entry(name, self._rules(), self._directory))
         else:
-            paths = ", ".join(sorted([*RELAYED_PATHS, _MODELS, _STATUS, "/healthz", "/readyz"]))
-            raise UnknownPathError(f"there is no {path!r} here; served: {paths}")
+            paths = ", ".join(sorted([*RELAYED_PATHS, *_OWN_PATHS]))
+            raise UnknownPathError(f"there is no {shown(path)} here; served: {paths}")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._args.max_body_bytes)
@@ -255,7 +261,7 @@ def _parse_head(body: bytes) -> RequestHead:
 
 def _require_method(method: str, allowed: str, path: str) -> None:
     if method != allowed:
-        raise MethodNotAllowedError(f"{path} takes {allowed}, not {method}")
+        raise MethodNotAllowedError(f"{shown(path)} takes {allowed}, not {shown(method)}")
 
 
 def _marks(variant: str, reason: RouteReason) -> Headers:
