@@ -23,7 +23,7 @@ ERRORS: Mapping[int, str] = {
     405: "The path exists, but not for this method.",
     408: "The body came too slowly.",
     413: "The body is larger than the router takes.",
-    429: "A limit of the API key, or of the router, is reached: retry after `Retry-After` seconds.",
+    429: "A limit of the API key or of the router is reached; `Retry-After` where it is known.",
     431: "The headers are larger, or more, than the router takes.",
     500: "The router failed on this request; its log says why.",
     503: "No variant can take the request now: retry after `Retry-After` seconds.",
@@ -31,7 +31,8 @@ ERRORS: Mapping[int, str] = {
 }
 """Every status with which the router itself refuses a request."""
 
-WITH_RETRY_AFTER = frozenset({429, 503})
+WITH_RETRY_AFTER = frozenset({503})
+"""Those that always say after how many seconds; others say it where it is known."""
 
 _TEXT: Json = {"type": "string"}
 _FLAG: Json = {"type": ["boolean", "null"]}
