@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from serve_app.evaluate.tasks.items import TaskSet
 
 API_KEY = "QUANTILE_API_KEY"
+EXIT_STATUS = ((Verdict.ERROR, 3), (Verdict.FAIL, 1), (Verdict.INCONCLUSIVE, 3))
+"""The first verdict that any variant has decides."""
 
 BaseUrl = Annotated[str, typer.Option(help="The OpenAI endpoint.")]
 Model = Annotated[str | None, typer.Option(help="The alias, where several are served.")]
@@ -81,7 +83,8 @@ def evaluate(
 ) -> None:
     """Judge every served variant: perplexity, KL, tasks, ROUGE and BLEU, with paired statistics.
 
-    The API key is read from QUANTILE_API_KEY. Exit code 1: a variant fails; 3: broken evidence.
+    The API key is read from QUANTILE_API_KEY. Exit code 1: a variant fails; 3: evidence is broken
+    or cannot decide (a quick look seldom does).
     Example: quantile eval --quick --out reports/quality
     """
     folder = out or Path("reports") / datetime.datetime.now().strftime("quality-%Y%m%d-%H%M%S")
@@ -143,10 +146,8 @@ def _evaluate(
     print_report(report, console)
     console.print(f"{out / REPORT}, quality.html, quality.md, outputs.html")
     verdicts = {each.verdict for each in report.variants}
-    if Verdict.ERROR in verdicts:
-        raise typer.Exit(3)
-    if Verdict.FAIL in verdicts:
-        raise typer.Exit(1)
+    status = next((code for verdict, code in EXIT_STATUS if verdict in verdicts), 0)
+    raise typer.Exit(status)
 
 
 def _sets(names: list[str] | None, n: int | None) -> "tuple[TaskSet, ...]":

@@ -52,16 +52,15 @@ def family(
     console.rule("1. Make and gate")
     _quantile(["reference", "build", *_each("--only", names)], BuildError)
     console.rule("2. Serve and judge")
-    failed = _judge(chosen, out, port, full)
+    _judge(chosen, out, port, full)
     console.rule("3. Time")
     _time(names, out, rounds)
     console.rule("4. Result")
-    _show(chosen, out, console)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(0 if _show(chosen, out, console) else 1)
 
 
-def _judge(chosen: Sequence[Recipe], out: Path, port: int, full: bool) -> bool:
-    """Whether a variant failed its bar; the report is in `out/quality`."""
+def _judge(chosen: Sequence[Recipe], out: Path, port: int, full: bool) -> None:
+    """Serve and ask; the report is in `out/quality`, and its verdicts are the table's to show."""
     from serve_app.family.serve_file import write_family
     from serve_app.serving.local_serve import LocalServe
 
@@ -71,7 +70,7 @@ def _judge(chosen: Sequence[Recipe], out: Path, port: int, full: bool) -> bool:
         words = ["eval", "--base-url", f"{serve.base_url}/v1", "--baseline", chosen[0].name]
         words += ["--out", str(out / "quality"), "--timeout-s", "300"]
         words += [] if full else ["--quick"]
-        return _quantile(words, EngineError, allowed=(0, 1)) == 1
+        _quantile(words, EngineError, allowed=(0, 1, 3))
 
 
 def _time(names: Sequence[str], out: Path, rounds: int) -> None:
@@ -82,8 +81,10 @@ def _time(names: Sequence[str], out: Path, rounds: int) -> None:
     _quantile([*words, "--rounds", str(rounds), "--out", str(out / "speed.json")], EngineError)
 
 
-def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> None:
+def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> bool:
+    """Print and write the table. Whether no variant failed; one that is undecided did not."""
     from serve_app.domain.quality import decode_report
+    from serve_app.domain.verdict import Verdict
     from serve_app.family.table import HEAD, cells, markdown, rows
     from serve_app.reference.build import weights_bytes
     from serve_app.reference.locate import has_twin, resolve
@@ -103,6 +104,7 @@ def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> None:
         shown.add_row(*cells(row))
     console.print(shown)
     console.print(f"{out / 'family.md'}, {quality}, {out / 'speed.json'}")
+    return not {each.verdict for each in report.variants} & {Verdict.FAIL, Verdict.ERROR}
 
 
 def _each(option: str, values: Sequence[str]) -> list[str]:
@@ -113,9 +115,8 @@ def _quantile(
     words: Sequence[str],
     error: type[BuildError] | type[EngineError],
     allowed: Sequence[int] = (0,),
-) -> int:
+) -> None:
     """A command in a process of its own: engines start in it, and none of them may linger."""
     code = subprocess.run([sys.executable, "-m", "serve_app.cli", *words], check=False).returncode
     if code not in allowed:
         raise error(f"`quantile {' '.join(words[:2])}` ended with exit code {code}: see above")
-    return code

@@ -48,7 +48,7 @@ def test_a_quick_look_from_the_command_line(fake_server, tmp_path, tasks):
     out = tmp_path / "out"
     args = ["--base-url", base_url, "--quick", "--set", str(tasks), "--text", str(text)]
     done = invoke(*args, "--window-tokens", "64", "--out", str(out))
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output  # 60 items cannot decide
     report = decode_report((out / "quality.json").read_bytes(), "q")
     assert not report.is_partial
     assert [each.name for each in report.variants] == ["bf16", "w4"]
@@ -58,7 +58,7 @@ def test_a_quick_look_from_the_command_line(fake_server, tmp_path, tasks):
     assert w4.likelihood.perplexity_ratio.value == pytest.approx(1)
     greedy = next(each for each in w4.sets if each.scoring == "greedy")
     assert greedy.power == "floor"  # the fake engine knows nothing
-    assert w4.verdict in (Verdict.INCONCLUSIVE, Verdict.PASS)
+    assert w4.verdict is Verdict.INCONCLUSIVE
     for name in ("quality.md", "quality.html", "outputs.html"):
         assert "w4" in (out / name).read_text()
 
