@@ -1,76 +1,87 @@
-"""The Serve applications that the benchmark compares; all stream from the same fake engine."""
+"""The Serve applications that the benchmark compares; all stream from the same upstream process."""
 
 import asyncio
+import os
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from ray import serve
+import psutil
 
-from serve_app.app import VariantRouter
-from serve_app.app import variant as variant_application
-from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
-from serve_app.engines.engine import ASGIApp, Message, Scope
+from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, ROUTER, Way
+from loadtests.relay_bench.processes import free_port
+from loadtests.relay_bench.replicas import direct_port, replica
+from loadtests.relay_bench.upstream import CHAT, MODEL, NAME
+from serve_app.config.schema import RouterArgs
+from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
 from serve_app.serving.http import Headers
-from serve_app.serving.relay import VariantBusyError
-from serve_app.serving.router_app import RouterApp
-from serve_app.serving.upstream import Sink
-from serve_app.serving.variant_server import VariantServer
-from serve_app.telemetry.metrics import ServeMetrics
+from serve_app.serving.local_serve import SERVE_ENV
+from serve_app.serving.relay import Answer, Relay, VariantBusyError
+from serve_app.serving.upstream import Sink, UpstreamPool
+from serve_app.serving.variant_router import VariantRouter
 
-MODEL, VARIANT = "bench", "fake"
-HANDLE_VARIANT_APP = "handle-variant"
-SPLIT = {"split": {VARIANT: 10_000}, "fallback": []}
+SPLIT = {"split": {NAME: 10_000}, "fallback": []}
+_HANDLE_VARIANT_APP = "handle-variant"
+_BARE, _HANDLES = "/bare", "/handles"
+
+
+class BareRouter(VariantRouter):
+    """The router below a prefix, so that several fit into one Serve instance."""
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve once."""
+        app = await super().__serve_build_asgi_app__()
+
+        async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                scope = {**scope, "path": path, "root_path": ""}
+            await app(scope, receive, send)
+
+        return mounted
 
 
 class HandleVariant:
-    """The variant behind a streaming `DeploymentHandle` in place of HTTP."""
+    """The variant's end of a streaming `DeploymentHandle`: one connection per request."""
 
-    def __init__(self, args: VariantArgs) -> None:
-        self._server = VariantServer(args)
-        self._app: ASGIApp | None = None
-        self._lock = asyncio.Lock()
+    def __init__(self, upstream_port: int) -> None:
+        self._port = upstream_port
+        self._pool: UpstreamPool | None = None
 
-    async def stream(self, scope: Scope, body: bytes) -> AsyncIterator[bytes]:
-        """Yields the pickled (status, headers), then the body's pieces as the engine sends them."""
-        async with self._lock:
-            if self._app is None:
-                self._app = await self._server.__serve_build_asgi_app__()
-        messages: asyncio.Queue[Message | None] = asyncio.Queue()
-        request = iter([{"type": "http.request", "body": body}])
-
-        async def receive() -> Message:
-            for message in request:
-                return message
-            stays: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-            return await stays
-
-        async def run() -> None:
-            assert self._app is not None
-            await self._app(scope, receive, messages.put)
-            await messages.put(None)
-
-        work = asyncio.create_task(run())
+    async def stream(self, request: bytes) -> AsyncIterator[bytes]:
+        """Yields the pickled (status, headers), then the body's pieces as they come."""
+        if self._pool is None:
+            self._pool = UpstreamPool("127.0.0.1", self._port)
+        answer = await self._pool.request(request)
         try:
-            while (message := await messages.get()) is not None:
-                if message["type"] == "http.response.start":
-                    yield pickle.dumps((message["status"], message["headers"]))
-                elif message["body"]:
-                    yield message["body"]
+            yield pickle.dumps((answer.status, answer.headers))
+            while piece := await answer.read():
+                yield piece
         finally:
-            work.cancel()
+            answer.release()
 
 
 class HandleAnswer:
     """An answer that comes over a streaming handle."""
 
+    held_back = False
+
     def __init__(self, status: int, headers: Headers, pieces: Any) -> None:
         self.status, self.headers, self._pieces = status, headers, pieces
+        self._first: bytes | None = None
+
+    async def begun(self) -> None:
+        """Wait for the first piece."""
+        self._first = await self.read()
 
     async def read(self) -> bytes:
         """The next piece, empty at the end."""
-        piece: bytes = await anext(self._pieces, b"")
-        return piece
+        if self._first is not None:
+            piece, self._first = self._first, None
+            return piece
+        following: bytes = await anext(self._pieces, b"")
+        return following
 
     async def hand_on(self, sink: Sink) -> None:
         """Piece by piece."""
@@ -88,17 +99,24 @@ class HandleAnswer:
 class HandleRelay:
     """The way over Serve's `DeploymentHandle`, streaming: what the byte relay replaces."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-        self._handle = serve.get_app_handle(HANDLE_VARIANT_APP).options(stream=True)
+    def __init__(self) -> None:
+        from ray import serve
 
-    async def ask(self, variant: str, scope: Scope, body: bytes) -> HandleAnswer:
+        self._handle = serve.get_app_handle(_HANDLE_VARIANT_APP).options(stream=True)
+
+    async def ask(
+        self, variant: str, scope: Scope, body: bytes, timeout_s: float | None = None
+    ) -> Answer:
         """As `Relay.ask`."""
-        headers = [*scope["headers"], (b"x-quantile-internal", self._token)]
-        asked = {"type": "http", "method": scope["method"], "path": scope["path"]}
-        pieces = aiter(self._handle.stream.remote(asked | {"headers": headers}, body))
+        target = f"/variants/{variant}{scope['path']}"
+        head = (
+            f"{scope['method']} {target} HTTP/1.1\r\nhost: h\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        pieces = aiter(self._handle.stream.remote(head.encode() + body))
         try:
-            status, answer_headers = pickle.loads(await anext(pieces))  # noqa: S301 - our own bytes
+            async with asyncio.timeout(timeout_s):
+                first = await anext(pieces)
+            status, answer_headers = pickle.loads(first)  # noqa: S301 - our own bytes
         except Exception as error:
             raise VariantBusyError(repr(error)) from error
         return HandleAnswer(status, answer_headers, pieces)
@@ -107,46 +125,78 @@ class HandleRelay:
         """Nothing is kept."""
 
 
-class HandleRouter:
+class HandleRouter(BareRouter):
     """Our router, unchanged but for the way to its variants."""
 
-    def __init__(self, args: RouterArgs) -> None:
-        self._args = args
-
-    async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Called by Serve once."""
-        from serve_app.config.secrets import internal_token
-
-        app = RouterApp(self._args, HandleRelay(internal_token()), ServeMetrics())
-        app.configure(RouterUserConfig(split={VARIANT: 10_000}))
-        return self._below_prefix(app)
-
-    def _below_prefix(self, app: RouterApp) -> ASGIApp:
-        async def mounted(scope: Scope, receive: Any, send: Any) -> None:
-            if scope["type"] == "http":
-                path = scope["path"].removeprefix(scope.get("root_path", ""))
-                scope = {**scope, "path": path, "root_path": ""}
-            await app(scope, receive, send)
-
-        return mounted
+    def make_relay(self, token: str) -> Relay:
+        """The way over handles."""
+        return HandleRelay()
 
 
-def deploy(fake: dict[str, Any]) -> None:
+@contextmanager
+def serve_ways(upstream_port: int, pass_port: int, pass_pid: int) -> Iterator[list[Way]]:
+    """Start Ray and Serve with the routers; yields the ways through them.
+
+    The router as deployed reaches the variant through the HAProxy on `pass_port`, as through this
+    node's ingress. Serve and Ray end with the block.
+    """
+    for name, value in SERVE_ENV.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray import serve
+
+    port = free_port()
+    ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        _deploy(upstream_port, pass_port)
+        bare, handles = replica("bare:BareRouter"), replica("handles:HandleRouter")
+        router = replica("router:VariantRouter")
+        yield [
+            Way(ROUTER, direct_port(bare), f"{_BARE}{CHAT}", (bare,)),
+            Way(DEPLOYED, port, CHAT, (router,), lambda: _haproxies(pass_pid)),
+            Way(
+                HANDLES,
+                direct_port(handles),
+                f"{_HANDLES}{CHAT}",
+                (handles,),
+                lambda: (replica(f"{_HANDLE_VARIANT_APP}:HandleVariant"),),
+            ),
+        ]
+    finally:
+        ray.shutdown()  # not serve.shutdown(): it would drain idle replicas for 30 s
+
+
+def _deploy(upstream_port: int, pass_port: int) -> None:
     """Run all applications in the running Serve instance; returns when they are ready."""
-    args = VariantArgs(
-        model=MODEL,
-        name=VARIANT,
-        checkpoint="none",
-        method="unquantized",
-        engine={"kind": "fake", "fake": fake},
-    )
+    from ray import serve
+
+    from serve_app.app import VariantRouter as Deployed
+
+    def args(port: int) -> RouterArgs:
+        return RouterArgs(model=MODEL, ingress_url=f"http://127.0.0.1:{port}")
+
     options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
-    serve.run(variant_application(args), name=VARIANT, route_prefix=f"/variants/{VARIANT}")
+
+    def deployment(cls: type) -> Any:
+        return serve.deployment(name=cls.__name__, user_config=SPLIT, **options)(
+            serve.ingress()(cls)
+        )
+
     handle_variant = serve.deployment(name="HandleVariant", **options)(HandleVariant)
-    serve.run(handle_variant.bind(args), name=HANDLE_VARIANT_APP, route_prefix=None)
-    router = VariantRouter.options(user_config=SPLIT)
-    serve.run(router.bind(RouterArgs(model=MODEL)), name="router", route_prefix="/")
-    handle_router = serve.deployment(name="HandleRouter", **options)(serve.ingress()(HandleRouter))
-    serve.run(
-        handle_router.bind(RouterArgs(model=MODEL)), name="handle-router", route_prefix="/handle"
+    serve.run(handle_variant.bind(upstream_port), name=_HANDLE_VARIANT_APP, route_prefix=None)
+    handles = deployment(HandleRouter).bind(args(upstream_port))
+    serve.run(handles, name="handles", route_prefix=_HANDLES)
+    serve.run(deployment(BareRouter).bind(args(upstream_port)), name="bare", route_prefix=_BARE)
+    deployed = Deployed.options(user_config=SPLIT).bind(args(pass_port))
+    serve.run(deployed, name="router", route_prefix="/")
+
+
+def _haproxies(pass_pid: int) -> list[int]:
+    """The pass behind the router, and Serve's own HAProxy with reloaded workers that drain."""
+    ingress = (
+        process.pid
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "haproxy" and "-dS" in (process.info["cmdline"] or ())
     )
+    return [*ingress, pass_pid]

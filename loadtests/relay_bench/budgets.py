@@ -1,0 +1,96 @@
+"""What the router may cost, and whether it keeps to it."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from loadtests.relay_bench.figures import LevelFigures, Spread
+from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, PEERS, ROUTER
+
+CLIENTS = 16
+"""The level at which budgets hold."""
+MAX_TIMES_HAPROXY = 2.5
+MAX_ADDED_P50_MS = 4.0
+MIN_TIMES_BELOW_HANDLE = 3.0
+MIN_OF_DIRECT = 0.97
+
+
+class Verdict(StrEnum):
+    """Of one budget."""
+
+    KEPT = "kept"
+    MISSED = "missed"
+    NOT_MEASURED = "not measured"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One budget: what is allowed, what there is."""
+
+    what: str
+    allowed: str
+    have: str
+    verdict: Verdict
+
+
+def judge(figures: Sequence[LevelFigures], of_direct: Spread | None) -> list[Finding]:
+    """Every budget against the medians; one that was not measured says so, and is not kept.
+
+    `of_direct` is the throughput of a real engine through the router over the direct one.
+    """
+    at = {each.way: each for each in figures if each.clients == CLIENTS}
+    router, deployed = at.get(ROUTER), at.get(DEPLOYED)
+    router_us, added_ms, handle_us = _cpu_us(router), _added_ms(router), _cpu_us(at.get(HANDLES))
+    below_handles = handle_us / router_us if handle_us and router_us else None
+    limit = MAX_TIMES_HAPROXY
+    findings = [
+        _at_most("CPU per token, x the HAProxy pass", limit, _times(router)),
+        _at_most("the same behind Serve's ingress", limit, _times(deployed)),
+        _at_most("added TTFT P50, ms", MAX_ADDED_P50_MS, added_ms),
+        _at_most("the same behind Serve's ingress, ms", MAX_ADDED_P50_MS, _added_ms(deployed)),
+        _at_least("Serve handles' CPU, x the router's", MIN_TIMES_BELOW_HANDLE, below_handles),
+    ]
+    for peer in PEERS:
+        theirs = at.get(peer)
+        findings.append(_below(f"CPU us per token, below {peer}", _cpu_us(theirs), router_us))
+        findings.append(_below(f"added TTFT P50 ms, below {peer}", _added_ms(theirs), added_ms))
+    findings.append(
+        _at_least("a real engine's throughput, x direct", MIN_OF_DIRECT, _median(of_direct))
+    )
+    return findings
+
+
+def _cpu_us(each: LevelFigures | None) -> float | None:
+    return None if each is None else _median(each.cpu_us_per_token)
+
+
+def _times(each: LevelFigures | None) -> float | None:
+    return None if each is None else _median(each.times_haproxy)
+
+
+def _added_ms(each: LevelFigures | None) -> float | None:
+    return None if each is None else _median(each.added_p50_ms)
+
+
+def _median(value: Spread | None) -> float | None:
+    return None if value is None else value.median
+
+
+def _finding(what: str, allowed: str, have: float | None, kept: bool) -> Finding:
+    if have is None:
+        return Finding(what, allowed, "-", Verdict.NOT_MEASURED)
+    return Finding(what, allowed, f"{have:.3g}", Verdict.KEPT if kept else Verdict.MISSED)
+
+
+def _at_most(what: str, most: float, have: float | None) -> Finding:
+    return _finding(what, f"at most {most:g}", have, have is not None and have <= most)
+
+
+def _at_least(what: str, least: float, have: float | None) -> Finding:
+    return _finding(what, f"at least {least:g}", have, have is not None and have >= least)
+
+
+def _below(what: str, limit: float | None, have: float | None) -> Finding:
+    if limit is None:
+        return Finding(what, "below theirs", "-", Verdict.NOT_MEASURED)
+    return _finding(what, f"below {limit:.3g}", have, have is not None and have < limit)

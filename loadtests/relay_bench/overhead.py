@@ -1,0 +1,202 @@
+"""`quantile bench overhead`: what the router costs, beside other ways to relay the same stream."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from loadtests.relay_bench.budgets import Finding, Verdict, judge
+from loadtests.relay_bench.client import Task
+from loadtests.relay_bench.cpu import CpuMeter
+from loadtests.relay_bench.figures import figures
+from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Level, Sample, Way
+from loadtests.relay_bench.processes import plain_haproxy, run_client, upstream
+from loadtests.relay_bench.upstream import CHAT, MODEL, TOKEN
+
+SAMPLES_PER_ROUND = 96
+MAX_REQUESTS = 40
+SOLO_TOKENS = 8
+"""Tokens at a single client: it has to ask often, and one stream after the other takes long."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run."""
+
+    rounds: int
+    clients: tuple[int, ...]
+    tokens: int
+    ttft_ms: float
+    itl_ms: float
+    peers: bool
+    engine: str | None
+    engine_config: str
+
+
+def level(clients: int, tokens: int) -> Level:
+    """The load of one round at so many clients: about `SAMPLES_PER_ROUND` counted streams."""
+    requests = min(MAX_REQUESTS, max(2, -(-SAMPLES_PER_ROUND // clients)))
+    return Level(clients, requests, tokens if clients > 1 else min(tokens, SOLO_TOKENS))
+
+
+def overhead(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved; a warm-up comes before.")] = 3,
+    clients: Annotated[list[int], typer.Option(min=1, help="May be repeated.")] = [  # noqa: B006
+        *(1, 16, 64, 256)
+    ],
+    tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
+    ttft_ms: Annotated[float, typer.Option(min=0, help="The variant's time to first token.")] = 50,
+    itl_ms: Annotated[float, typer.Option(min=0.1, help="The variant's time per token.")] = 20,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            help="Also LiteLLM's proxy and SGLang's gateway, installed by pip into environments "
+            "of their own under ~/.cache/quantile (the first time; about 1 GB)."
+        ),
+    ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Also a real engine's throughput: a variant of --engine-config."),
+    ] = None,
+    engine_config: Annotated[Path, typer.Option(help="A Serve config file.")] = Path(
+        "configs/local.yaml"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; default reports/overhead-<time>.")
+    ] = None,
+) -> None:
+    """Measure what the router costs: CPU per token, added TTFT, streams/s, side by side.
+
+    Ways: direct, one HAProxy pass, the router in a Serve replica, the same behind Serve's ingress,
+    the same over Serve handles, and on request its peers. Serve must not run here: the benchmark
+    runs its own. Exit status: 0 every budget that was measured is kept, 1 one is missed.
+
+    Examples:
+
+    quantile bench overhead
+
+    quantile bench overhead --peers --engine gptq --rounds 5
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = (out or Path("reports") / f"overhead-{stamp}").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        *(rounds, tuple(clients), tokens, ttft_ms, itl_ms, peers, engine, str(engine_config))
+    )
+    findings = run(settings, folder, Console())
+    raise typer.Exit(int(any(each.verdict is Verdict.MISSED for each in findings)))
+
+
+def run(settings: Settings, folder: Path, console: Console) -> list[Finding]:
+    """Measure everything, print it and write it into `folder`; returns the budgets.
+
+    Raises BuildError, ConfigError, EngineError, InvalidRunError.
+    """
+    from loadtests.relay_bench import engine, report
+
+    started_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    with console.status("starting the ways"), all_ways(settings, folder) as ways:
+        samples = measure(ways, settings, console)
+    engine_rounds = []
+    if settings.engine is not None:
+        with console.status(f"loading a real engine, variant {settings.engine}"):
+            engine_rounds = engine.measure(
+                Path(settings.engine_config),
+                settings.engine,
+                folder,
+                rounds=settings.rounds,
+                clients=16,
+                tokens=settings.tokens,
+            )
+    ratio = engine.of_direct(engine_rounds)
+    found = figures(samples)
+    document = report.Document(
+        schema_version=report.SCHEMA_VERSION,
+        date=started_at,
+        machine=report.machine(),
+        settings=asdict(settings),
+        figures=found,
+        engine=engine_rounds,
+        engine_of_direct=ratio,
+        findings=judge(found, ratio),
+        samples=samples,
+    )
+    report.write(document, folder)
+    report.print_document(document, console)
+    console.print(f"{folder / 'overhead.md'}, overhead.json", markup=False, highlight=False)
+    return document.findings
+
+
+@contextlib.contextmanager
+def all_ways(settings: Settings, folder: Path) -> Iterator[list[Way]]:
+    """Start everything; yields the ways. All of it ends with the block."""
+    from loadtests.relay_bench.apps import serve_ways
+    from loadtests.relay_bench.peers import PEERS, peer_way
+
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(upstream(folder, settings.ttft_ms, settings.itl_ms))
+        yardstick_port, yardstick_pid = stack.enter_context(plain_haproxy(folder, port))
+        pass_port, pass_pid = stack.enter_context(plain_haproxy(folder, port))
+        ways = [Way(DIRECT, port, CHAT), Way(HAPROXY, yardstick_port, CHAT, (yardstick_pid,))]
+        ways += stack.enter_context(serve_ways(port, pass_port, pass_pid))
+        if settings.peers:
+            ways += [stack.enter_context(peer_way(peer, port, folder)) for peer in PEERS]
+        yield ways
+
+
+def measure(ways: Sequence[Way], settings: Settings, console: Console) -> list[Sample]:
+    """Interleaved rounds over all ways, each round beginning with another; the first is a warm-up.
+
+    Raises InvalidRunError when a stream failed or came short.
+    """
+    samples = []
+    for number in range(settings.rounds + 1):
+        start_s = time.monotonic()
+        for clients in settings.clients:
+            load = level(clients, settings.tokens) if number else Level(clients, 1, 8)
+            for turn in range(len(ways)):
+                way = ways[(number + turn) % len(ways)]
+                sample = run_round(way, load, number, settings)
+                if number:
+                    samples.append(sample)
+        told = f"round {number} of {settings.rounds}" if number else "warm-up"
+        console.print(f"{told}: {time.monotonic() - start_s:.0f} s", highlight=False)
+    return [s for way in ways for s in samples if s.way == way.name]
+
+
+def run_round(way: Way, load: Level, number: int, settings: Settings) -> Sample:
+    """One round of one way. Raises InvalidRunError."""
+    task = Task(
+        port=way.port,
+        path=way.path,
+        model=MODEL,
+        clients=load.clients,
+        requests=load.requests,
+        tokens=load.tokens,
+        spread_s=(settings.ttft_ms + settings.itl_ms * (load.tokens - 1)) / 1e3,
+        marker=TOKEN.decode(),
+    )
+    own, others = CpuMeter(), CpuMeter()
+    with own.measuring(way.pids), others.measuring(way.helpers(), may_end=True):
+        seen = run_client(task)
+    path_cpu_s = None
+    if own.cpu_s is not None and others.cpu_s is not None:
+        path_cpu_s = own.cpu_s + others.cpu_s
+    return Sample(
+        way=way.name,
+        clients=load.clients,
+        round=number,
+        tokens=seen.tokens,
+        streams=seen.streams,
+        wall_s=seen.wall_s,
+        client_cpu_s=seen.cpu_s,
+        ttfts_s=seen.ttfts_s,
+        cpu_s=own.cpu_s,
+        path_cpu_s=path_cpu_s,
+    )

@@ -1,0 +1,159 @@
+"""The relay benchmark's processes on loopback: upstream, client, one HAProxy pass, CPU time."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from loadtests.relay_bench.client import Task, run
+from loadtests.relay_bench.cpu import CpuMeter, process_cpu_ns
+from loadtests.relay_bench.processes import plain_haproxy, run_client, running, upstream
+from loadtests.relay_bench.upstream import MODEL, TOKEN
+from serve_app.domain.errors import InvalidRunError
+from tests.fakes.raw_server import RawServer, answer, chunked
+
+CHAT = "/v1/chat/completions"
+
+
+def task(port: int, **more) -> Task:
+    values = {
+        "path": CHAT, "model": MODEL, "clients": 3, "requests": 2, "tokens": 4, "spread_s": 0.02,
+        "marker": TOKEN.decode(), "timeout_s": 5.0,
+    }  # fmt: skip
+    return Task(port=port, **{**values, **more})
+
+
+def test_a_round_against_the_upstream_and_through_one_haproxy_pass(tmp_path):
+    with (
+        upstream(tmp_path, ttft_ms=20, itl_ms=5) as port,
+        plain_haproxy(tmp_path, port) as (haproxy_port, pid),
+    ):
+        for at in (port, haproxy_port):
+            meter = CpuMeter()
+            with meter.measuring([pid]):
+                seen = run_client(task(at))
+            assert (seen.streams, seen.tokens) == (9, 36)
+            assert len(seen.ttfts_s) == 6  # the first of each client opens its connection
+            assert all(0.019 < ttft_s < 1 for ttft_s in seen.ttfts_s)
+            assert seen.wall_s >= 3 * (0.020 + 3 * 0.005)
+            if at == haproxy_port:
+                assert meter.cpu_s > 0
+        with pytest.raises(InvalidRunError, match="5 tokens came, 4 were asked for"):
+            run_client(task(port, marker='"finish_reason":null'))
+
+
+async def said_by(*pieces: bytes) -> None:
+    """Run one client against a server that says this to each request."""
+
+    async def talk(peer) -> None:
+        while True:
+            await peer.request()
+            await peer.say(*pieces)
+            if not pieces[-1].endswith(b"0\r\n\r\n"):
+                peer.close()
+
+    async with RawServer(talk) as server:
+        await run(task(server.port, clients=1, requests=1, timeout_s=0.5))
+
+
+async def test_answers_that_are_refused_short_or_cut_fail_the_run():
+    piece = b"data: " + json.dumps({"content": TOKEN.decode()}).encode() + b"\n\n"
+    await said_by(*chunked(*[piece] * 4))
+    with pytest.raises(InvalidRunError, match="3 tokens came, 4 were asked for"):
+        await said_by(*chunked(*[piece] * 3))
+    with pytest.raises(InvalidRunError, match="the connection closed after"):
+        await said_by(*chunked(piece, end=False))
+    refusal = answer(b"0\r\n\r\n", status=b"503 Service Unavailable")
+    with pytest.raises(InvalidRunError, match=r"refused: b'HTTP/1\.1 503"):
+        await said_by(refusal)
+
+
+async def test_a_server_that_says_nothing_ends_the_run():
+    async def talk(peer) -> None:
+        await peer.request()
+        await asyncio.sleep(10)
+
+    async with RawServer(talk) as server:
+        with pytest.raises(InvalidRunError, match="not done after"):
+            await run(task(server.port, timeout_s=0.2))
+
+
+async def test_a_real_engines_own_usage_counts_its_tokens():
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
+    seen = []
+
+    async def talk(peer) -> None:
+        for _ in range(2):
+            seen.append(json.loads((await peer.request()).split(b"\r\n\r\n", 1)[1]))
+            await peer.say(*chunked(b'data: {"content": "ab"}\n\n', usage))
+
+    async with RawServer(talk) as server:
+        found = await run(task(server.port, clients=1, requests=1, marker=""))
+    assert found.tokens == 8
+    assert seen[0]["ignore_eos"] is True
+    assert seen[0]["stream_options"] == {"include_usage": True}
+
+
+BURN = """
+import sys, threading, time
+def burn():
+    until = time.thread_time() + 0.15
+    while time.thread_time() < until: pass
+input()
+threads = [threading.Thread(target=burn) for _ in range(2)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print('burnt', flush=True)
+input()
+"""
+
+
+def test_cpu_time_counts_threads_that_have_ended_and_children():
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, BURN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        time.sleep(0.5)
+        meter = CpuMeter()
+        with meter.measuring([process.pid]):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "burnt\n"
+        assert 0.3 <= meter.cpu_s < 0.6
+    finally:
+        process.communicate("\n", timeout=10)
+
+
+def test_a_relay_that_dies_while_it_is_measured_is_no_measurement(tmp_path):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with running(sleep, tmp_path / "log") as process:
+
+        def measure_its_end(meter: CpuMeter) -> None:
+            with meter.measuring([process.pid]):
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+
+        meter = CpuMeter()
+        with pytest.raises(InvalidRunError, match="has ended"):
+            measure_its_end(meter)
+        assert meter.cpu_s is None
+        with meter.measuring([process.pid], may_end=True):
+            pass
+        assert meter.cpu_s == 0.0
+        with pytest.raises(ProcessLookupError):
+            process_cpu_ns(process.pid)
+
+
+def test_no_processes_cost_nothing_that_could_be_known():
+    meter = CpuMeter()
+    with meter.measuring([]):
+        pass
+    assert meter.cpu_s is None

@@ -1,0 +1,186 @@
+"""Figures and budgets of the relay benchmark, from rounds whose truth is known."""
+
+import pytest
+
+from loadtests.relay_bench.budgets import Verdict, judge
+from loadtests.relay_bench.engine import EngineRound, of_direct, one_variant
+from loadtests.relay_bench.figures import MIN_FOR_P99, Spread, figures, percentile, spread
+from loadtests.relay_bench.nouns import (
+    DEPLOYED,
+    DIRECT,
+    HANDLES,
+    HAPROXY,
+    LITELLM,
+    ROUTER,
+    SGLANG,
+    Sample,
+)
+from loadtests.relay_bench.overhead import MAX_REQUESTS, level
+from serve_app.domain.errors import ConfigError
+
+
+def sample(way: str, number: int = 1, cpu_us: float | None = None, ttft_ms=50.0, **more) -> Sample:
+    """A round of 1,000 tokens, each of which cost `cpu_us`; every TTFT is the same."""
+    values = {
+        "clients": 16, "tokens": 1000, "streams": 10, "wall_s": 2.0, "client_cpu_s": 0.1,
+        "ttfts_s": [ttft_ms / 1e3] * 60, "cpu_s": None if cpu_us is None else cpu_us / 1e3,
+    }  # fmt: skip
+    return Sample(way=way, round=number, **{**values, **more})
+
+
+def by_way(samples, clients=16):
+    return {each.way: each for each in figures(samples) if each.clients == clients}
+
+
+class TestFigures:
+    def test_a_ratio_and_a_difference_are_taken_inside_their_round(self):
+        # Round 2 met a machine ten times slower: what the relay costs beside the others stays.
+        found = by_way(
+            [
+                sample(DIRECT, 1, ttft_ms=50), sample(DIRECT, 2, ttft_ms=500),
+                sample(HAPROXY, 1, 20, 51), sample(HAPROXY, 2, 200, 501),
+                sample(ROUTER, 1, 40, 52), sample(ROUTER, 2, 400, 502),
+            ]
+        )[ROUTER]  # fmt: skip
+        assert found.times_haproxy == Spread(2.0, 2.0, 2.0, 2)
+        assert found.added_p50_ms.median == pytest.approx(2.0)
+        assert (found.cpu_us_per_token.low, found.cpu_us_per_token.high) == (40.0, 400.0)
+
+    def test_nothing_is_added_to_the_direct_way_and_it_has_no_relay(self):
+        direct = by_way([sample(DIRECT), sample(HAPROXY, cpu_us=20)])[DIRECT]
+        assert direct.cpu_us_per_token is None
+        assert direct.path_us_per_token is None
+        assert direct.times_haproxy is None
+        assert direct.added_p50_ms is None
+        assert direct.added_p99_ms is None
+        assert direct.streams_per_s == Spread(5.0, 5.0, 5.0, 1)
+
+    def test_p99_is_that_of_all_rounds_and_missing_with_too_few(self):
+        few = by_way([sample(DIRECT), sample(ROUTER, cpu_us=30)])[ROUTER]
+        assert few.n_ttfts == 60 < MIN_FOR_P99
+        assert few.added_p99_ms is None
+        # 120 samples: the 119th is the P99, and two are slow.
+        slow = [0.050] * 58 + [0.090, 0.100]
+        many = by_way(
+            [
+                sample(DIRECT, 1), sample(DIRECT, 2),
+                sample(ROUTER, 1, 30), sample(ROUTER, 2, 30, ttfts_s=slow),
+            ]
+        )[ROUTER]  # fmt: skip
+        assert many.added_p99_ms == pytest.approx(40.0)
+
+    def test_the_whole_way_costs_what_its_helpers_cost_too(self):
+        found = by_way([sample(DEPLOYED, cpu_us=30, path_cpu_s=0.08)])[DEPLOYED]
+        assert found.path_us_per_token.median == pytest.approx(80.0)
+        assert found.cpu_us_per_token.median == pytest.approx(30.0)
+        assert found.times_haproxy is None  # no HAProxy pass in this round
+
+    def test_levels_are_apart(self):
+        samples = [sample(ROUTER, cpu_us=30), sample(ROUTER, cpu_us=20, clients=64)]
+        assert by_way(samples)[ROUTER].cpu_us_per_token.median == pytest.approx(30)
+        assert by_way(samples, 64)[ROUTER].cpu_us_per_token.median == pytest.approx(20)
+
+    @pytest.mark.parametrize(
+        ("values", "share", "expected"),
+        [([3.0], 0.5, 3.0), ([1, 2, 3, 4], 0.5, 2), ([1, 2, 3], 0.5, 2), (range(1, 101), 0.99, 99)],
+    )
+    def test_percentiles_are_values_that_were_seen(self, values, share, expected):
+        assert percentile(list(values), share) == expected
+
+    def test_a_spread_of_nothing_is_missing(self):
+        assert spread([]) is None
+
+
+def full_run(router_us=30.0, added_ms=1.0, peer_us=60.0, peer_ms=3.0, deployed_ms=2.0):
+    ttft = {
+        HAPROXY: 0.2, ROUTER: added_ms, DEPLOYED: deployed_ms, HANDLES: 5, LITELLM: 20,
+        SGLANG: peer_ms,
+    }  # fmt: skip
+    cost = {
+        HAPROXY: 20, ROUTER: router_us, DEPLOYED: router_us, HANDLES: 120, LITELLM: 1000,
+        SGLANG: peer_us,
+    }  # fmt: skip
+    samples = [sample(DIRECT)]
+    return figures(samples + [sample(name, 1, cost[name], 50 + ttft[name]) for name in cost])
+
+
+RATIO = Spread(0.98, 0.97, 0.99, 3)
+
+
+def verdicts(found):
+    return {each.what: each.verdict for each in found}
+
+
+class TestBudgets:
+    def test_all_kept(self):
+        found = judge(full_run(), RATIO)
+        assert {each.verdict for each in found} == {Verdict.KEPT}
+        assert len(found) == 10
+
+    @pytest.mark.parametrize(
+        ("changed", "missed"),
+        [
+            (
+                {"router_us": 51.0},
+                {
+                    "CPU per token, x the HAProxy pass",
+                    "the same behind Serve's ingress",
+                    "Serve handles' CPU, x the router's",
+                },
+            ),
+            ({"peer_us": 29.0}, {"CPU us per token, below SGLang gateway"}),
+            ({"peer_ms": 0.9}, {"added TTFT P50 ms, below SGLang gateway"}),
+            ({"deployed_ms": 4.1}, {"the same behind Serve's ingress, ms"}),
+            (
+                {"added_ms": 4.1, "peer_ms": 5.0},
+                {"added TTFT P50, ms"},
+            ),
+        ],
+    )
+    def test_each_budget_can_be_missed(self, changed, missed):
+        found = judge(full_run(**changed), RATIO)
+        assert {each.what for each in found if each.verdict is Verdict.MISSED} == missed
+
+    def test_a_slow_engine_behind_the_router_misses(self):
+        found = judge(full_run(), Spread(0.96, 0.9, 0.99, 3))
+        assert verdicts(found)["a real engine's throughput, x direct"] is Verdict.MISSED
+
+    def test_what_was_not_measured_is_not_kept(self):
+        samples = [sample(DIRECT), sample(HAPROXY, cpu_us=20), sample(ROUTER, cpu_us=30)]
+        found = verdicts(judge(figures(samples), None))
+        assert found["CPU us per token, below LiteLLM proxy"] is Verdict.NOT_MEASURED
+        assert found["a real engine's throughput, x direct"] is Verdict.NOT_MEASURED
+        assert found["CPU per token, x the HAProxy pass"] is Verdict.KEPT
+
+    def test_without_the_level_of_the_budgets_nothing_is_kept(self):
+        samples = [sample(name, cpu_us=20, clients=64) for name in (DIRECT, HAPROXY, ROUTER)]
+        assert set(verdicts(judge(figures(samples), None)).values()) == {Verdict.NOT_MEASURED}
+
+
+class TestEngine:
+    def test_the_ratio_is_taken_inside_its_round(self):
+        rounds = [EngineRound(100, 98), EngineRound(10, 9.7), EngineRound(100, 99)]
+        assert of_direct(rounds) == Spread(0.98, 0.97, 0.99, 3)
+        assert of_direct([]) is None
+
+    def test_one_variant_of_a_serve_file(self):
+        router = {"name": "router", "args": {"model": "m"}, "deployments": [{"name": "x"}]}
+        config = {"applications": [router, {"name": "a"}, {"name": "b"}], "proxy_location": "Head"}
+        alone, model = one_variant(config, "b", 4711)
+        assert model == "m"
+        assert [app["name"] for app in alone["applications"]] == ["router", "b"]
+        assert alone["http_options"]["port"] == 4711
+        user_config = alone["applications"][0]["deployments"][0]["user_config"]
+        assert user_config == {"split": {"b": 10_000}, "fallback": []}
+        assert config["applications"][0]["deployments"] == [{"name": "x"}]  # unchanged
+        with pytest.raises(ConfigError, match="need the applications `router` and `c`, have a, b"):
+            one_variant(config, "c", 1)
+
+
+@pytest.mark.parametrize(
+    ("clients", "requests", "tokens"),
+    [(1, MAX_REQUESTS, 8), (16, 6, 64), (64, 2, 64), (256, 2, 64)],
+)
+def test_levels(clients, requests, tokens):
+    load = level(clients, 64)
+    assert (load.clients, load.requests, load.tokens) == (clients, requests, tokens)
