@@ -19,6 +19,7 @@ import msgspec
 
 from serve_app.domain.errors import ConfigError, EngineError
 from serve_app.engines import fake_asgi as asgi
+from serve_app.engines.fake_death import exhaust_memory
 from serve_app.engines.fake_echo import echo_body
 from serve_app.engines.fake_responses import ResponseEvents, response_body
 from serve_app.engines.fake_script import FakeScript
@@ -141,6 +142,9 @@ class FakeEngine:
         if status is not None:
             await _refuse(send, status, "scripted failure", "InternalServerError")
             return
+        limit_mib = self.script.out_of_memory(ordinal)
+        if limit_mib is not None:
+            exhaust_memory(limit_mib)
         answer = self._answer(path, request, ordinal)
         if not await asgi.until_disconnect(self._run(answer, request, ordinal, send), receive):
             self.aborted_total += 1

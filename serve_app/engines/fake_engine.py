@@ -1,5 +1,7 @@
 """The fake engine behind the real one's interface: `engine: {kind: fake, fake: {...}}`."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from serve_app.domain.errors import EngineError
@@ -7,6 +9,9 @@ from serve_app.engines.engine import EngineLoad, EngineSpec
 from serve_app.engines.fake import FakeEngine as FakeApp
 from serve_app.engines.fake import create_app
 from serve_app.engines.fake_script import FakeScript
+
+if TYPE_CHECKING:
+    from serve_app.engines.fake_child import FakeChildEngine
 
 
 class FakeEngine:
@@ -46,6 +51,14 @@ def _texts(script: FakeScript) -> dict[str, str]:
     return {name: msgspec.json.encode(value).decode() for name, value in said if value is not None}
 
 
-async def start(spec: EngineSpec) -> FakeEngine:
-    """A fake engine as scripted. Raises ConfigError for a script that is out of range."""
-    return FakeEngine(create_app(spec.served_names, FakeScript.from_dict(spec.settings.fake)))
+async def start(spec: EngineSpec) -> "FakeEngine | FakeChildEngine":
+    """A fake engine as scripted, in this process or one of its own.
+
+    Raises ConfigError for a script that is out of range, EngineError if its process does not start.
+    """
+    script = FakeScript.from_dict(spec.settings.fake)
+    if script.own_process:
+        from serve_app.engines import fake_child  # it needs aiohttp, which not every fake has
+
+        return await fake_child.start(spec.served_names, script)
+    return FakeEngine(create_app(spec.served_names, script))

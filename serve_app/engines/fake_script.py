@@ -97,6 +97,19 @@ class RefuseEcho(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
         _require(400 <= self.status <= 599, "status in 400..599", self.status)
 
 
+class OutOfMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """At the `at`-th generation request the process takes memory until `limit_mib` more are not
+    to be had, and is killed, as by the kernel. With `own_process` that is the engine alone.
+    """
+
+    at: int = 1
+    limit_mib: int = 64
+
+    def __post_init__(self) -> None:
+        _require(self.at >= 1, "at >= 1", self.at)
+        _require(self.limit_mib >= 1, "limit_mib >= 1", self.limit_mib)
+
+
 Fault = (
     FailFirst
     | FailEvery
@@ -106,6 +119,7 @@ Fault = (
     | SlowBody
     | RefuseHealth
     | RefuseEcho
+    | OutOfMemory
 )
 """What can go wrong; in a dict, `kind` is the class name (`{"kind": "FailFirst", "n": 2}`)."""
 
@@ -118,7 +132,8 @@ class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `output_tokens` is where the model stops by itself (`ignore_eos` or `min_tokens` push it on,
     `max_tokens` cuts it short). `max_num_seqs` bounds the requests that run together, as in vLLM;
     None is no bound. `max_model_len` counts prompt and output tokens; a token of the prompt is
-    one UTF-8 byte. `seed` drives jitter and the words of the answer.
+    one UTF-8 byte. `seed` drives jitter and the words of the answer. With `own_process` the engine
+    runs beside its replica and not in it (`serve_app.engines.fake_child`).
     """
 
     ttft_ms: float = 50.0
@@ -128,6 +143,7 @@ class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     seed: int = 0
     max_model_len: int = 32_768
     max_num_seqs: int | None = None
+    own_process: bool = False
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
@@ -163,6 +179,13 @@ class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             isinstance(fault, HangBeforeFirstByte) and ordinal % fault.every == 0
             for fault in self.faults
         )
+
+    def out_of_memory(self, ordinal: int) -> int | None:
+        """MiB that the `ordinal`-th generation request may take before it ends the process."""
+        for fault in self.faults:
+            if isinstance(fault, OutOfMemory) and ordinal >= fault.at:
+                return fault.limit_mib
+        return None
 
     def dies_after(self, ordinal: int) -> int | None:
         """Tokens after which the `ordinal`-th stream breaks; None if it does not."""
