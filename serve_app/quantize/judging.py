@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from serve_app.domain.errors import BuildError
+from serve_app.domain.gpu import GpuProfile
 from serve_app.quantize.gate import (
     Candidate,
     Gate,
@@ -15,6 +16,7 @@ from serve_app.quantize.gate import (
 )
 from serve_app.quantize.making import Report
 from serve_app.quantize.model_card import write_card
+from serve_app.quantize.support import this_machine
 from serve_app.store.manifest import GATE_JSON, read_manifest, write_whole
 from serve_app.store.seal import GateFile, read_gate
 
@@ -99,5 +101,20 @@ def engine_version(kind: str) -> str | None:
 def _key(candidate: Candidate) -> dict[str, object]:
     recipe = candidate.recipe
     limits = recipe.gate.model_dump(exclude={"reason"})
-    engine = engine_version(candidate.kind)
-    return {"limits": limits, "dtype": recipe.engine.dtype, "engine": engine}
+    return {
+        "limits": limits,
+        "dtype": recipe.engine.dtype,
+        "engine": engine_version(candidate.kind),
+        "machine": machine_kind(),
+    }
+
+
+def machine_kind() -> str:
+    """What vLLM's kernels tell apart: `AVX-512`, `AMX`, `compute capability 9.0`.
+
+    A pass on one says nothing of the kernels of another.
+    """
+    machine = this_machine()
+    if isinstance(machine, GpuProfile):
+        return "compute capability {}.{}".format(*machine.compute_capability)
+    return str(machine)

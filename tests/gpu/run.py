@@ -17,6 +17,7 @@ from typing import Any
 from serve_app.config.calibration import installed_vllm
 from serve_app.domain.units import format_bytes
 from tests.gpu.engines import ROOT, open_stage
+from tests.gpu.formats import formats_without_cpu_kernel
 from tests.gpu.machine import Machine, find_machine
 from tests.gpu.scenarios import (
     Figures,
@@ -127,7 +128,15 @@ def _killed(figures: Figures) -> list[str]:
     return lines
 
 
+def _formats(figures: Figures) -> list[str]:
+    judged = [f"  {name:18} {text}" for name, text in figures["judged"].items()]
+    return judged + [
+        f"  {name:18} not here: {reason}" for name, reason in figures["not_on_this_device"].items()
+    ]
+
+
 _TABLES: dict[str, Callable[[Figures], list[str]]] = {
+    "formats_without_cpu_kernel": _formats,
     "planned_against_measured": _planned,
     "neighbour_killed": _killed,
     "started_together": _together,
@@ -145,6 +154,7 @@ def main() -> None:
     machine = find_machine(options.device)
     report = Report(options, machine)
     wrong = report.run("planned_against_measured", lambda: planned_against_measured(machine))
+    wrong += report.run("formats_without_cpu_kernel", lambda: formats_without_cpu_kernel(machine))
     with (
         tempfile.TemporaryDirectory(prefix="quantile-gpu-") as scratch,
         open_stage(machine, Path(scratch)) as stage,

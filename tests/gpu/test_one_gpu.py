@@ -3,6 +3,7 @@
 import pytest
 
 from tests.gpu.engines import open_stage
+from tests.gpu.formats import formats_without_cpu_kernel
 from tests.gpu.machine import find_machine
 from tests.gpu.run import Report
 from tests.gpu.scenarios import neighbour_killed, planned_against_measured, started_together
@@ -28,6 +29,11 @@ def stage(machine, tmp_path_factory):
 
 def test_no_engine_holds_more_than_planned(machine, report):
     wrong = report.run("planned_against_measured", lambda: planned_against_measured(machine))
+    assert not wrong
+
+
+def test_formats_that_cpus_do_not_run_pass_their_gate_here(machine, report):
+    wrong = report.run("formats_without_cpu_kernel", lambda: formats_without_cpu_kernel(machine))
     assert not wrong
 
 
