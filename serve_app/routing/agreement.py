@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 _PUNCTUATION = re.compile(
-    r"""[.,;:!?'"()\[\]{}*_#/\\`\-‐-―‘-‟…·«»¡¿、。，！？；：「」（）](?!\d)"""
+    r"""[;!?'"()\[\]{}*_#\\`‐‑‒–—―‘’‚‛“”„‟…·«»¡¿、。！？；「」（）]|[.,:/-](?!\d)"""
 )
-"""A digit behind it makes a mark part of a number: 3.5, -1, 10:30. Symbols (+ = < > $ %) count."""
+"""The second set is part of a number before a digit: 3.5, -1, 10:30. Symbols (+ = < > $ %) stay."""
 
 Unit = Literal["token", "word"]
 
@@ -78,7 +78,7 @@ def normalised(text: str) -> str:
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
     """How many items both have in common from the start.
 
-    Halves the range by comparing slices: on long answers 20 times as fast as item by item.
+    Halves the range by comparing slices: on long answers several times as fast as item by item.
     """
     low, high = 0, min(len(first), len(second))
     while low < high:

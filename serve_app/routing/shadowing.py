@@ -1,4 +1,4 @@
-"""Which requests are mirrored to a candidate, when mirroring pauses, and why one is dropped. Pure."""
+"""Which requests are mirrored, when mirroring pauses, and why a mirror is dropped. Pure."""
 
 import math
 from enum import StrEnum
@@ -61,6 +61,7 @@ CANDIDATE_FAILED = frozenset(
         Drop.SHADOW_CUT,
         Drop.SHADOW_FAILED,
         Drop.SHADOW_TOO_LARGE,
+        Drop.SHADOW_UNREADABLE,
     }
 )
 """What counts towards a pause."""
