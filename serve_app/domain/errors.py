@@ -18,6 +18,7 @@
     │   └── HeadersTooLargeError    431
     └── ServerError                 we could not do our part; HTTP 5xx, exit code 1
         ├── VariantUnavailableError 503  no variant could take the request
+        ├── DeadlineError           504  the request's time was up
         ├── EngineError             an engine did not start, or died
         ├── BuildError              a variant could not be made, or came out wrong
         └── InvalidRunError         a measurement cannot be trusted; exit code 3
@@ -164,6 +165,15 @@ class VariantUnavailableError(ServerError):
     http_status = 503
     code = "variant_unavailable"
     retry_after_s = 1.0
+
+
+class DeadlineError(ServerError):
+    """The time that the request may take was over before its answer began."""
+
+    http_status = 504
+    code = "deadline_exceeded"
+    response_headers = ((b"x-should-retry", b"false"),)
+    """OpenAI's clients would ask again by themselves, beyond the time that was given."""
 
 
 class EngineError(ServerError):

@@ -1,17 +1,18 @@
-"""Send one request to a variant and pass its answer's bytes on, unparsed."""
+"""Send one request to a variant, and tell its answer from what stands in its way."""
 
+import math
 import urllib.parse
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
-
-from serve_app.domain.traffic import RouteReason
-from serve_app.engines.engine import Scope, Send
+from serve_app.engines.engine import Scope
 from serve_app.serving.http import (
+    ENGINE_HEADER,
     INTERNAL_TOKEN_HEADER,
+    OWN_PREFIX,
     REASON_HEADER,
-    REQUEST_ID_HEADER,
+    SHADOW_HEADER,
+    SHADOW_KEY,
+    TIMEOUT_HEADER,
     VARIANT_HEADER,
     Headers,
     header,
@@ -20,11 +21,10 @@ from serve_app.serving.upstream import (
     Sink,
     UpstreamConnection,
     UpstreamPool,
-    UpstreamTruncatedError,
     UpstreamUnreachableError,
 )
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -35,25 +35,19 @@ _HOP_BY_HOP = frozenset(
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 # What the client may not say, or what is between it and the router only.
-_NOT_SENT_ON = _HOP_BY_HOP | {
+_NOT_SENT_ON = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
     b"accept-encoding",
     b"authorization",
-    INTERNAL_TOKEN_HEADER,
     VARIANT_HEADER,
     REASON_HEADER,
+    TIMEOUT_HEADER,
+    # Serve's own: a client must not set a variant's limits, nor let it work on when it has left.
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
 }
-# What the router's own server adds, or the router itself.
-_NOT_PASSED_BACK = _HOP_BY_HOP | {
-    b"date",
-    b"server",
-    REQUEST_ID_HEADER,
-    VARIANT_HEADER,
-    REASON_HEADER,
-}
-_BUSY = frozenset({502, 503})
 _FULL = frozenset({408, 429, 503})  # from Serve itself: its back-pressure, or its time limit
 
 
@@ -62,6 +56,13 @@ class Answer(Protocol):
 
     status: int
     headers: Headers
+
+    @property
+    def held_back(self) -> bool:
+        """Whether `hand_on` waits for its sink, not for the variant."""
+
+    async def begun(self) -> None:
+        """Wait for the first bytes of the body, or its end. Raises UpstreamTruncatedError."""
 
     async def read(self) -> bytes:
         """The next bytes of the body, empty at its end. Raises UpstreamTruncatedError."""
@@ -79,11 +80,13 @@ class Answer(Protocol):
 class Relay(Protocol):
     """A way from this router replica to the variants."""
 
-    async def ask(self, variant: str, scope: Scope, body: bytes) -> Answer:
+    async def ask(
+        self, variant: str, scope: Scope, body: bytes, timeout_s: float | None = None
+    ) -> Answer:
         """Send the client's request to a variant and wait for the head of its answer.
 
-        Raises VariantBusyError when the variant did not take the request. The caller owns the
-        answer that is returned.
+        The variant is told to give up after `timeout_s`. Raises VariantBusyError when the variant
+        did not take the request. The caller owns the answer that is returned.
         """
 
     def close(self) -> None:
@@ -95,7 +98,15 @@ class VariantBusyError(Exception):
 
 
 class VariantDownError(VariantBusyError):
-    """There is nothing that could take it: no replica, no application, or a dead engine."""
+    """There is nothing that could take it: no replica, no application, or no answer."""
+
+
+class ReplicaLostError(VariantDownError):
+    """The replica that had the request is gone, or its engine is: another may be there."""
+
+
+class IngressDownError(VariantDownError):
+    """This node's ingress did not answer, which says nothing of the variant."""
 
 
 class IngressRelay:
@@ -115,7 +126,9 @@ class IngressRelay:
         """Close kept connections."""
         self._pool.close()
 
-    async def ask(self, variant: str, scope: Scope, body: bytes) -> UpstreamConnection:
+    async def ask(
+        self, variant: str, scope: Scope, body: bytes, timeout_s: float | None = None
+    ) -> UpstreamConnection:
         """As `Relay.ask`."""
         path = f"/variants/{variant}{scope['path']}"
         query = scope.get("query_string", b"")
@@ -125,64 +138,42 @@ class IngressRelay:
             f"{INTERNAL_TOKEN_HEADER.decode()}: {self._token}",
             f"content-length: {len(body)}",
         ]
+        if timeout_s is not None:
+            head.append(f"{TIMEOUT_HEADER.decode()}: {max(1, math.ceil(timeout_s * 1000))}")
+        if scope.get(SHADOW_KEY):
+            head.append(f"{SHADOW_HEADER.decode()}: 1")
         head += [
             f"{name.decode('latin-1')}: {value.decode('latin-1')}"
             for name, value in scope["headers"]
-            if name not in _NOT_SENT_ON
+            if name not in _NOT_SENT_ON and not name.startswith(OWN_PREFIX)
         ]
         request = "\r\n".join([*head, "", ""]).encode("latin-1") + body
         try:
             answer = await self._pool.request(request)
         except UpstreamUnreachableError as error:
-            raise VariantDownError(str(error)) from error
-        is_variants_own = header(answer.headers, VARIANT_HEADER) is not None
-        if is_variants_own and answer.status not in _BUSY:
-            return answer
-        answer.close()
-        if is_variants_own:
-            raise VariantDownError(f"it answered {answer.status}")
-        if answer.status in _FULL:
-            raise VariantBusyError(f"its replicas are full (status {answer.status})")
-        raise VariantDownError(f"the ingress has no replica for it (status {answer.status})")
+            raise IngressDownError(str(error)) from error
+        fault = _fault(answer)
+        if fault is not None:
+            answer.close()
+            raise fault
+        return answer
 
 
-async def pass_on(
-    answer: Answer,
-    send: Send,
-    variant: str,
-    reason: RouteReason,
-    seen: Callable[[bytes], None],
-) -> bool:
-    """Pass an answer to the client as it comes, and show `seen` each piece of its body.
+def _fault(answer: UpstreamConnection) -> VariantBusyError | None:
+    """Why this is no answer to the request, or None if it is one.
 
-    Returns False if it broke off.
-
-    A stream that breaks off ends in an OpenAI-shaped error event, never in silence; any other
-    answer is cut, since its announced length can no longer be kept.
+    HAProxy turns its own 502, 503 and 504 into 500, so a replica that died with the request and a
+    variant that has none look alike.
     """
-    headers: Headers = [pair for pair in answer.headers if pair[0] not in _NOT_PASSED_BACK]
-    is_stream = (header(headers, b"content-type") or "").startswith("text/event-stream")
-    headers.append((VARIANT_HEADER, variant.encode()))
-    headers.append((REASON_HEADER, reason.encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-
-    def send_piece(piece: bytes) -> Coroutine[Any, Any, None]:
-        seen(piece)
-        return send({"type": "http.response.body", "body": piece, "more_body": True})
-
-    try:
-        await answer.hand_on(send_piece)
-    except UpstreamTruncatedError:
-        if not is_stream:
-            raise
-        event = _broken_stream_event(variant)
-        await send({"type": "http.response.body", "body": event, "more_body": False})
-        return False
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-    return True
-
-
-def _broken_stream_event(variant: str) -> bytes:
-    message = f"variant {variant!r} broke off in the middle of the answer; send the request again"
-    error = {"message": message, "type": "server_error", "param": None, "code": "stream_broken"}
-    return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+    status = answer.status
+    if header(answer.headers, VARIANT_HEADER) is None:
+        if status in _FULL:
+            return VariantBusyError(f"its replicas are full (status {status})")
+        if status == 500:
+            return ReplicaLostError("its replica was lost, or it has none (status 500)")
+        return VariantDownError(f"the ingress has no replica for it (status {status})")
+    if header(answer.headers, ENGINE_HEADER) == "dead":
+        return ReplicaLostError(f"its engine is dead (status {status})")
+    if status == 503:
+        return VariantBusyError("its engine is full: it answered 503")
+    return None

@@ -1,6 +1,5 @@
 """The router's ASGI application: decide once per request, then pass bytes on."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from serve_app.engines.engine import Receive, Scope, Send
 from serve_app.routing.cohort import cohort_of
 from serve_app.routing.pin import parse_model
 from serve_app.routing.policy import decide
+from serve_app.serving.attempts import Attempts
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import (
     REASON_HEADER,
@@ -37,13 +37,14 @@ from serve_app.serving.http import (
     send_error,
     send_json,
 )
+from serve_app.serving.limits import Ending
 from serve_app.serving.model_list import model_entry, model_list
 from serve_app.serving.openapi import OPENAPI_PATH, openapi_document
-from serve_app.serving.relay import Answer, Relay, VariantBusyError, pass_on
+from serve_app.serving.passing import AnswerCutError, pass_on
+from serve_app.serving.relay import Relay
 from serve_app.serving.serve_status import Applications, ServeStatus
 from serve_app.serving.sleepers import ServeSleepers, Sleepers
 from serve_app.serving.status import STATUS_AGE_S, status_of
-from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.serving.watch import Watch
 from serve_app.telemetry.metrics import RouterMetrics
 
@@ -96,6 +97,7 @@ class RouterApp:
         self._directory = VariantDirectory(
             relay, args.probe_interval_s, sleepers or ServeSleepers(self._applications)
         )
+        self._attempts = Attempts(relay, self._directory, metrics, clock, args.wake_timeout_s)
 
     def configure(self, config: RouterUserConfig) -> None:
         """Route by `config` from the next request on; call it in the loop that serves requests.
@@ -155,27 +157,31 @@ class RouterApp:
             raise UnknownPathError(f"there is no {shown(path)} here; served: {paths}")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        deadline_s = self._attempts.deadline_s(scope["headers"], self._clock())
         body = await read_body(scope, receive, self._args.max_body_bytes)
         watch = Watch(self._clock)
         decision = self._decide(_parse_head(body), scope["headers"])
-        variant, reason, answer = await self._first_answer(decision, scope, body)
+        variant, reason, answer = await self._attempts.first_answer(
+            decision, scope, body, deadline_s
+        )
         self._metrics.answered(variant, reason, answer.status)
         scope[_STARTED] = True
-        whole = False
+        limit = self._attempts.limit(deadline_s)
+        ending = None
         try:
-            whole = await pass_on(answer, send, variant, reason, watch.piece)
-        except UpstreamTruncatedError:
+            ending = await pass_on(answer, send, variant, reason, watch.piece, limit, scope["path"])
+        except AnswerCutError as cut:
+            ending = cut.ending
             answer.close()
-            self._metrics.broke_off(variant)
             raise
         except BaseException:  # the client left: not the variant's fault
             answer.close()
             raise
         else:
             answer.release()
-            if not whole:
-                self._metrics.broke_off(variant)
         finally:
+            whole = ending is Ending.WHOLE
+            self._attempts.observe(variant, answer.status, ending)
             self._metrics.observed(watch.observation(variant, answer.status, whole))
 
     def _decide(self, head: RequestHead, headers: Headers) -> RouteDecision:
@@ -187,37 +193,11 @@ class RouterApp:
             session=header(headers, SESSION_HEADER) or head.user,
             cohort=cohort_of(rules.cohorts, headers),
         )
-        return decide(rules, caller, pin=pin, unavailable=self._directory.known_down())
-
-    async def _first_answer(
-        self, decision: RouteDecision, scope: Scope, body: bytes
-    ) -> tuple[str, RouteReason, Answer]:
-        """Ask the chosen variant, then its stand-ins; nothing has reached the client yet."""
-        reason, failures = decision.reason, []
-        for variant in (decision.variant, *decision.stand_ins):
-            try:
-                if self._directory.is_asleep(variant):
-                    answer = await self._wake(variant, scope, body)
-                else:
-                    answer = await self._relay.ask(variant, scope, body)
-            except VariantBusyError as error:
-                failures.append(f"{variant}: {error}")
-                self._metrics.fell_back(variant)
-                reason = RouteReason.FALLBACK
-            else:
-                return variant, reason, answer
-        raise VariantUnavailableError(f"no variant took the request ({'; '.join(failures)}); retry")
-
-    async def _wake(self, variant: str, scope: Scope, body: bytes) -> Answer:
-        """Ask a variant that sleeps: Serve starts a replica, and gives it the request."""
-        limit_s = self._args.wake_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                answer = await self._relay.ask(variant, scope, body)
-        except TimeoutError:
-            raise VariantBusyError(f"it slept, and is not awake after {limit_s:.0f} s") from None
-        self._directory.has_woken(variant)
-        return answer
+        # A pin on a variant whose breaker is open is told by `first_answer` when to ask again.
+        unavailable = self._directory.known_down()
+        if pin is None:
+            unavailable |= self._attempts.known_open()
+        return decide(rules, caller, pin=pin, unavailable=unavailable)
 
     async def _ready(self, send: Send) -> None:
         serving = dict.fromkeys(

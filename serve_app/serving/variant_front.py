@@ -14,6 +14,7 @@ from serve_app.engines.engine import Engine, Message, Receive, Scope, Send
 from serve_app.serving.hangup import serve_until_hangup
 from serve_app.serving.http import (
     CARD_PATH,
+    ENGINE_HEADER,
     INTERNAL_TOKEN_HEADER,
     VARIANT_HEADER,
     header,
@@ -22,6 +23,7 @@ from serve_app.serving.http import (
     send_json,
 )
 
+_DEAD = (ENGINE_HEADER, b"dead")
 _PUBLIC_PREFIX = "/v1/"
 _PUBLIC_PATHS = frozenset({"/tokenize", "/detokenize", "/health", "/metrics"})
 
@@ -50,7 +52,7 @@ class VariantFront:
             await send_error(send, error, [self._mark])
         elif not self._engine.alive:
             error_503 = VariantUnavailableError(f"the engine of {self._card['name']} is dead")
-            await send_error(send, error_503, [self._mark])
+            await send_error(send, error_503, [self._mark, _DEAD])
         elif path == CARD_PATH:
             await send_json(send, 200, self._card, [self._mark])
         else:
@@ -70,8 +72,9 @@ class VariantFront:
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), self._mark]
-                if message["status"] == 500 and not self._engine.alive:
+                if message["status"] >= 500 and not self._engine.alive:
                     message["status"] = 503
+                    message["headers"].append(_DEAD)
             await send(message)
 
         return marked

@@ -3,7 +3,11 @@
 from typing import Any, Protocol
 
 from serve_app.domain.observation import Observation
+from serve_app.routing.ladder import LadderState, shares_for
 from serve_app.telemetry import names
+from serve_app.telemetry.admission_counts import AdmissionCounts
+
+_BREAKER_LEVELS = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
 
 class RouterMetrics(Protocol):
@@ -21,6 +25,18 @@ class RouterMetrics(Protocol):
     def observed(self, seen: Observation) -> None:
         """An answer is over, whole or not."""
 
+    def retried(self, variant: str) -> None:
+        """A variant failed a request before its first byte; another attempt is made."""
+
+    def retry_refused(self, variant: str) -> None:
+        """The same, and it is not: the retry budget is spent."""
+
+    def breaker_changed(self, variant: str, state: str) -> None:
+        """A variant's circuit breaker is `closed`, `open` or `half_open` from now on."""
+
+    def timed_out(self, variant: str, where: str) -> None:
+        """A request's time was up: before the `first_byte`, or in the `stream`."""
+
 
 class ServeMetrics:
     """Counts through `ray.serve.metrics`, which labels each series with application and replica."""
@@ -32,6 +48,10 @@ class ServeMetrics:
         self._ttft = _histogram(names.ROUTER_TTFT)
         self._tpot = _histogram(names.ROUTER_TPOT)
         self._duration = _histogram(names.ROUTER_DURATION)
+        self._retries = _counter(names.ROUTER_RETRIES)
+        self._breaker_state = _gauge(names.ROUTER_BREAKER_STATE)
+        self._breaker_changes = _counter(names.ROUTER_BREAKER_CHANGES)
+        self._deadlines = _counter(names.ROUTER_DEADLINES)
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         """Labels come from our own closed sets, never from the request."""
@@ -45,6 +65,23 @@ class ServeMetrics:
         """Counted per answer."""
         self._broken.inc(tags={"variant": variant})
 
+    def retried(self, variant: str) -> None:
+        """Counted per attempt that is made again."""
+        self._retries.inc(tags={"variant": variant, "outcome": "asked"})
+
+    def retry_refused(self, variant: str) -> None:
+        """Counted per request that fails for it."""
+        self._retries.inc(tags={"variant": variant, "outcome": "refused"})
+
+    def breaker_changed(self, variant: str, state: str) -> None:
+        """States are a closed set."""
+        self._breaker_state.set(_BREAKER_LEVELS[state], tags={"variant": variant})
+        self._breaker_changes.inc(tags={"variant": variant, "state": state})
+
+    def timed_out(self, variant: str, where: str) -> None:
+        """Counted per request."""
+        self._deadlines.inc(tags={"variant": variant, "where": where})
+
     def observed(self, seen: Observation) -> None:
         """Latencies are those of whole answers without an error: what was served."""
         if not seen.whole or seen.status >= 400:
@@ -54,6 +91,74 @@ class ServeMetrics:
         self._duration.observe(seen.duration_s, tags=tags)
         if seen.tpot_s is not None:
             self._tpot.observe(seen.tpot_s, tags=tags)
+
+
+class LadderMetrics(Protocol):
+    """Told when a precision ladder changes; must not raise."""
+
+    def moved(self, before: LadderState, now: LadderState) -> None:
+        """Limits or shares changed."""
+
+
+class ServeLadderMetrics:
+    """Gauges and a counter through `ray.serve.metrics`, for the ladder of one public name."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = {"alias": alias}
+        self._share = _gauge(names.LADDER_SHARE)
+        self._limit = _gauge(names.LADDER_LIMIT)
+        self._rung = _gauge(names.LADDER_RUNG)
+        self._moves = _counter(names.LADDER_MOVES)
+
+    def moved(self, before: LadderState, now: LadderState) -> None:
+        """A rung that has no limit yet is no sample."""
+        for variant, share_bp in shares_for(now).items():
+            self._share.set(share_bp, tags={**self._alias, "variant": variant})
+        for gate in now.gates:
+            if gate.limit is not None:
+                self._limit.set(gate.limit, tags={**self._alias, "variant": gate.variant})
+        self._rung.set(now.rungs.index(now.rung), tags=self._alias)
+        for old, new in zip(before.gates, now.gates, strict=True):
+            if old.keep_bp != new.keep_bp:
+                direction = "down" if new.keep_bp < old.keep_bp else "up"
+                self._moves.inc(
+                    tags={**self._alias, "variant": new.variant, "direction": direction}
+                )
+
+
+class AdmissionMetrics(Protocol):
+    """Told once a second what admission counted in it; must not raise."""
+
+    def report(self, counts: AdmissionCounts) -> None:
+        """`counts` are since the last report."""
+
+
+class ServeAdmissionMetrics:
+    """Counts through `ray.serve.metrics`; tenants' names are bounded by `AdmissionCounts`."""
+
+    def __init__(self) -> None:
+        self._rejected = _counter(names.ADMISSION_REJECTED)
+        self._in_flight = _gauge(names.ADMISSION_IN_FLIGHT)
+        self._waiting = _gauge(names.ADMISSION_WAITING)
+        self._wait = _histogram(names.ADMISSION_WAIT)
+        self._keys_stale = _gauge(names.ADMISSION_KEYS_STALE)
+        self._requests = _counter(names.TENANT_REQUESTS)
+        self._tokens = _counter(names.TENANT_TOKENS)
+
+    def report(self, counts: AdmissionCounts) -> None:
+        """Counters take what was added, gauges what is now."""
+        for (tenant, reason), n in counts.rejected.items():
+            self._rejected.inc(n, tags={"tenant": tenant, "reason": reason})
+        for tenant, n in counts.requests.items():
+            self._requests.inc(n, tags={"tenant": tenant})
+        for (tenant, kind), n in counts.tokens.items():
+            self._tokens.inc(n, tags={"tenant": tenant, "kind": kind})
+        for wait_s in counts.waits_s:
+            self._wait.observe(wait_s)
+        self._in_flight.set(counts.in_flight)
+        self._waiting.set(counts.waiting)
+        if counts.keys_stale is not None:
+            self._keys_stale.set(int(counts.keys_stale))
 
 
 class ServeMemoryMetrics:
@@ -97,6 +202,59 @@ class ServeLoadMetrics:
         for gauge, value in samples:
             if value is not None:
                 gauge.set(value, tags=self._tags)
+
+
+class ShadowMetrics(Protocol):
+    """Told what became of mirrored requests: `variant` served, `shadow` was asked as well.
+
+    Kinds are closed sets: `telemetry.names` lists them. Must be cheap and must not raise.
+    """
+
+    def shadow_mirrored(self, variant: str, shadow: str, kind: str) -> None:
+        """Both answered."""
+
+    def shadow_dropped(self, variant: str, shadow: str, kind: str) -> None:
+        """There is nothing to compare; the kind is the reason."""
+
+    def shadow_agreement(self, variant: str, shadow: str, kind: str, share: float) -> None:
+        """How much both answers agree, from 0 to 1."""
+
+    def shadow_length_ratio(self, variant: str, shadow: str, kind: str, ratio: float) -> None:
+        """The shadow's length over the primary's."""
+
+    def shadow_latency(self, variant: str, shadow: str, kind: str, seconds: float) -> None:
+        """A time of either side."""
+
+
+class ServeShadowMetrics:
+    """Through `ray.serve.metrics`."""
+
+    def __init__(self) -> None:
+        self._mirrored = _counter(names.SHADOW_MIRRORED)
+        self._dropped = _counter(names.SHADOW_DROPPED)
+        self._agreement = _histogram(names.SHADOW_AGREEMENT)
+        self._length = _histogram(names.SHADOW_LENGTH)
+        self._latency = _histogram(names.SHADOW_LATENCY)
+
+    def shadow_mirrored(self, variant: str, shadow: str, kind: str) -> None:
+        """Counted per request."""
+        self._mirrored.inc(tags={"variant": variant, "shadow": shadow, "kind": kind})
+
+    def shadow_dropped(self, variant: str, shadow: str, kind: str) -> None:
+        """Counted per request."""
+        self._dropped.inc(tags={"variant": variant, "shadow": shadow, "kind": kind})
+
+    def shadow_agreement(self, variant: str, shadow: str, kind: str, share: float) -> None:
+        """One sample per request and kind."""
+        self._agreement.observe(share, tags={"variant": variant, "shadow": shadow, "kind": kind})
+
+    def shadow_length_ratio(self, variant: str, shadow: str, kind: str, ratio: float) -> None:
+        """One sample per request."""
+        self._length.observe(ratio, tags={"variant": variant, "shadow": shadow, "kind": kind})
+
+    def shadow_latency(self, variant: str, shadow: str, kind: str, seconds: float) -> None:
+        """One sample per request and kind."""
+        self._latency.observe(seconds, tags={"variant": variant, "shadow": shadow, "kind": kind})
 
 
 def _gauge(metric: names.MetricName) -> Any:

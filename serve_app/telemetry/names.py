@@ -47,6 +47,27 @@ ROUTER_BROKEN_STREAMS = MetricName(
     "Answers that broke off after their first byte.",
     ("variant",),
 )
+ROUTER_RETRIES = MetricName(
+    "quantile_router_retries_total",
+    "Requests asked again after a variant failed them before their first byte (outcome: asked), or "
+    "not, since the retry budget was spent (refused).",
+    ("variant", "outcome"),
+)
+ROUTER_BREAKER_STATE = MetricName(
+    "quantile_router_breaker_open",
+    "A variant's circuit breaker: 0 closed, 0.5 half open, 1 open.",
+    ("variant",),
+)
+ROUTER_BREAKER_CHANGES = MetricName(
+    "quantile_router_breaker_changes_total",
+    "Changes of a variant's circuit breaker, by the state it went to.",
+    ("variant", "state"),
+)
+ROUTER_DEADLINES = MetricName(
+    "quantile_router_deadlines_exceeded_total",
+    "Requests whose time was up, before their first byte (where: first_byte) or after it (stream).",
+    ("variant", "where"),
+)
 ROUTER_TTFT = HistogramName(
     "quantile_router_ttft_seconds",
     "From the whole request at the router to the first byte of its answer's body.",
@@ -64,6 +85,28 @@ ROUTER_DURATION = HistogramName(
     "From the whole request at the router to the last byte of its answer.",
     ("variant",),
     TTFT_BUCKETS_S,
+)
+LADDER_SHARE = MetricName(
+    "quantile_ladder_share_bp",
+    "Share of the best rung's traffic that the precision ladder gives each variant, in basis "
+    "points, of one router replica.",
+    ("alias", "variant"),
+)
+LADDER_LIMIT = MetricName(
+    "quantile_ladder_in_flight_limit",
+    "Requests that a rung may have in flight within its SLO, given or learned, of one router "
+    "replica.",
+    ("alias", "variant"),
+)
+LADDER_RUNG = MetricName(
+    "quantile_ladder_rung",
+    "The cheapest rung that has a share: 0 is the best.",
+    ("alias",),
+)
+LADDER_MOVES = MetricName(
+    "quantile_ladder_moves_total",
+    "Moves of share away from a rung (down) or back to it (up).",
+    ("alias", "variant", "direction"),
 )
 MEMORY_PLANNED = MetricName(
     "quantile_engine_memory_planned_bytes",
@@ -90,4 +133,72 @@ ENGINE_KV_USE = MetricName(
     "quantile_engine_kv_use_ratio",
     "Share of the engine's KV cache in use, from 0 to 1.",
     ("variant",),
+)
+ADMISSION_REJECTED = MetricName(
+    "quantile_admission_rejected_total",
+    "Requests that the router refused before it chose a variant, by tenant and reason.",
+    ("tenant", "reason"),
+)
+ADMISSION_IN_FLIGHT = MetricName(
+    "quantile_admission_in_flight",
+    "Requests that this router replica has under way.",
+    (),
+)
+ADMISSION_WAITING = MetricName(
+    "quantile_admission_waiting",
+    "Requests that wait for a place in this router replica.",
+    (),
+)
+ADMISSION_WAIT = HistogramName(
+    "quantile_admission_wait_seconds",
+    "How long requests waited for their place, those that never got one included.",
+    (),
+    TTFT_BUCKETS_S,
+)
+ADMISSION_KEYS_STALE = MetricName(
+    "quantile_admission_keys_stale",
+    "1 while the file of API keys is broken or gone and the last good one is in force; else 0.",
+    (),
+)
+TENANT_REQUESTS = MetricName(
+    "quantile_tenant_requests_total",
+    "Requests admitted, by tenant. The first 100 tenants have a label each, the rest are `other`.",
+    ("tenant",),
+)
+TENANT_TOKENS = MetricName(
+    "quantile_tenant_tokens_total",
+    "Tokens that answers' `usage` reported, by tenant and kind (prompt, completion).",
+    ("tenant", "kind"),
+)
+SHADOW_MIRRORED = MetricName(
+    "quantile_shadow_mirrored_total",
+    "Mirrored requests that both variants answered and that were compared, by kind: greedy (by "
+    "text and times) or sampled (by times alone).",
+    ("variant", "shadow", "kind"),
+)
+SHADOW_DROPPED = MetricName(
+    "quantile_shadow_dropped_total",
+    "Requests chosen to be mirrored that were not, or whose answers were not compared; the kind is "
+    "the reason.",
+    ("variant", "shadow", "kind"),
+)
+SHADOW_AGREEMENT = HistogramName(
+    "quantile_shadow_agreement_ratio",
+    "How much a greedy answer of the shadow agrees with the primary's, from 0 to 1, by kind: "
+    "exact, normalised, token_prefix or word_prefix, finish_reason.",
+    ("variant", "shadow", "kind"),
+    (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0),
+)
+SHADOW_LENGTH = HistogramName(
+    "quantile_shadow_length_ratio",
+    "Length of the shadow's greedy answer over the primary's, by the unit: token or word.",
+    ("variant", "shadow", "kind"),
+    (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0, 1.01, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0),
+)
+SHADOW_LATENCY = HistogramName(
+    "quantile_shadow_latency_seconds",
+    "TTFT and duration of mirrored requests on both sides, by kind: primary_ttft, shadow_ttft, "
+    "primary_duration, shadow_duration.",
+    ("variant", "shadow", "kind"),
+    TTFT_BUCKETS_S,
 )

@@ -3,13 +3,27 @@
 import pytest
 
 from serve_app.domain.traffic import RouteReason
-from serve_app.serving.relay import IngressRelay, VariantBusyError, VariantDownError, pass_on
+from serve_app.serving.limits import AnswerLimits, Ending
+from serve_app.serving.passing import pass_on
+from serve_app.serving.relay import (
+    IngressDownError,
+    IngressRelay,
+    ReplicaLostError,
+    VariantBusyError,
+    VariantDownError,
+)
 from tests.fakes.asgi import Exchange
 from tests.fakes.raw_server import Peer, RawServer, answer, chunked
 
 TOKEN = "0123456789abcdef"
 BODY = b'{"model": "m"}'
 MARK = b"x-variant: awq"
+DEAD = b"x-quantile-engine: dead"
+
+
+async def passed_on(received, exchange: Exchange, reason: RouteReason) -> Ending:
+    limit = AnswerLimits().begin()
+    return await pass_on(received, exchange.send, "awq", reason, [].append, limit)
 
 
 def said(request: bytes) -> tuple[bytes, list[tuple[str, str]], bytes]:
@@ -76,6 +90,11 @@ async def test_what_a_client_must_not_say_is_not_passed_on():
         ("host", "evil"),
         ("x-quantile-internal", "guess"),
         ("x-quantile-internal", "guess again"),
+        ("x-quantile-engine", "dead"),
+        ("x-quantile-anything", "1"),
+        ("x-request-timeout-ms", "1"),
+        ("x-request-timeout-seconds", "0.001"),
+        ("x-request-disconnect-disabled", "?1"),
         ("x-variant", "bf16"),
         ("x-route-reason", "pinned"),
         ("authorization", "Bearer sk-secret"),
@@ -98,43 +117,60 @@ async def test_what_a_client_must_not_say_is_not_passed_on():
 
 
 @pytest.mark.parametrize(
-    ("pieces", "said"),
+    ("pieces", "said", "kind"),
     [
-        ([answer(b"", MARK, status=b"503 Service Unavailable")], "503"),
-        ([answer(b"", MARK, status=b"502 Bad Gateway")], "502"),
-        ([answer(b"back-pressure", status=b"503 Service Unavailable")], "replicas are full"),
-        ([answer(b"Internal Server Error", status=b"500 Internal Server Error")], "no replica"),
-        ([answer(b"Path '/variants/awq' not found", status=b"404 Not Found")], "status 404"),
-        ([answer(b"somebody else's")], "no replica"),
-        ([b"nonsense\r\n\r\n"], "before any answer"),
+        ([answer(b"", MARK, DEAD, status=b"503 Oh")], "engine is dead", ReplicaLostError),
+        ([answer(b"", MARK, status=b"503 Oh")], "engine is full", VariantBusyError),
+        ([answer(b"", status=b"503 Oh")], "replicas are full .status 503", VariantBusyError),
+        ([answer(b"", status=b"429 Oh")], "replicas are full .status 429", VariantBusyError),
+        ([answer(b"", status=b"408 Oh")], "replicas are full .status 408", VariantBusyError),
+        ([answer(b"", status=b"500 Oh")], "replica was lost", ReplicaLostError),
+        ([answer(b"Path '/variants/awq'", status=b"404 Oh")], "status 404", VariantDownError),
+        ([answer(b"somebody else's")], "no replica", VariantDownError),
+        ([answer(b"somebody else's", DEAD)], "no replica", VariantDownError),
+        ([b"nonsense\r\n\r\n"], "before any answer", IngressDownError),
     ],
 )
-async def test_who_did_not_take_the_request_is_busy(pieces, said):
+async def test_who_did_not_take_the_request_and_why(pieces, said, kind):
+    """Full is not down: a router that took it so would push the overload on to the others."""
     async with Ingress(*pieces) as ingress:
         with pytest.raises(VariantBusyError, match=said) as caught:
             await ingress.relay.ask("awq", client_scope(), BODY)
-        # Full is not down: a router that took it so would push the overload on to the others.
-        assert isinstance(caught.value, VariantDownError) == (said != "replicas are full")
+        assert type(caught.value) is kind
+
+
+async def test_the_variant_is_told_how_long_it_may_take():
+    async with Ingress(answer(b"", MARK)) as ingress:
+        for timeout_s in (1.5, 0.0001):
+            (await ingress.relay.ask("awq", client_scope(), BODY, timeout_s)).release()
+        told = [dict(said(each)[1])["x-request-timeout-ms"] for each in ingress.server.requests]
+        assert told == ["1500", "1"]
 
 
 async def test_nobody_listens():
     async with RawServer(lambda peer: peer.request()) as server:
         port = server.port
     relay = IngressRelay(f"http://127.0.0.1:{port}", TOKEN)
-    with pytest.raises(VariantBusyError, match="cannot connect"):
+    with pytest.raises(IngressDownError, match="cannot connect"):
         await relay.ask("awq", client_scope(), BODY)
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request", b"404 Not Found", b"500 Oops"])
 async def test_a_variants_own_answer_is_passed_back_without_the_hops_headers(status):
     own = [b"content-type: text/x", b"x-note: caf\xe9", b"set-cookie: a", b"set-cookie: b"]
-    of_the_hop = [MARK, b"x-route-reason: guess", b"date: now", b"server: uvicorn"]
+    of_the_hop = [
+        MARK,
+        b"x-quantile-note: own",
+        b"x-route-reason: guess",
+        b"date: now",
+        b"server: uvicorn",
+    ]
     hop_by_hop = [b"connection: keep-alive", b"keep-alive: 5", b"x-request-id: replica's"]
     whole = answer(b"body", *own, *of_the_hop, *hop_by_hop, status=status)
     async with Ingress(whole) as ingress:
         received = await ingress.relay.ask("awq", client_scope(), BODY)
         exchange = Exchange(None, "POST", "/")
-        assert await pass_on(received, exchange.send, "awq", RouteReason.STICKY, [].append)
+        assert await passed_on(received, exchange, RouteReason.STICKY) is Ending.WHOLE
         received.release()
         assert exchange.status == int(status[:3])
         assert exchange.body == b"body"
@@ -159,7 +195,7 @@ async def test_a_stream_is_passed_back_byte_by_byte_and_its_connection_kept():
         for _ in range(2):
             received = await ingress.relay.ask("awq", client_scope(), BODY)
             exchange = Exchange(None, "POST", "/")
-            assert await pass_on(received, exchange.send, "awq", RouteReason.PINNED, [].append)
+            assert await passed_on(received, exchange, RouteReason.PINNED) is Ending.WHOLE
             received.release()
             assert exchange.body == b"".join(events)
             assert "transfer-encoding" not in exchange.headers

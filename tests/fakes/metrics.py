@@ -9,6 +9,10 @@ class RecordingMetrics:
         self.fallbacks: list[str] = []
         self.broken: list[str] = []
         self.seen: list[Observation] = []
+        self.retries: list[str] = []
+        self.refused_retries: list[str] = []
+        self.breakers: list[tuple[str, str]] = []
+        self.timeouts: list[tuple[str, str]] = []
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         self.answers.append((variant, str(reason), status))
@@ -21,3 +25,15 @@ class RecordingMetrics:
 
     def observed(self, seen: Observation) -> None:
         self.seen.append(seen)
+
+    def retried(self, variant: str) -> None:
+        self.retries.append(variant)
+
+    def retry_refused(self, variant: str) -> None:
+        self.refused_retries.append(variant)
+
+    def breaker_changed(self, variant: str, state: str) -> None:
+        self.breakers.append((variant, str(state)))
+
+    def timed_out(self, variant: str, where: str) -> None:
+        self.timeouts.append((variant, where))

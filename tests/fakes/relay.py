@@ -43,6 +43,15 @@ class FakeAnswer:
         self.ended: list[str] = []
         self._pieces = list(pieces)
 
+    held_back = False
+
+    async def begun(self) -> None:
+        while self._pieces and not isinstance(self._pieces[0], bytes):
+            piece = self._pieces.pop(0)
+            if isinstance(piece, BaseException):
+                raise piece
+            await piece.wait()
+
     async def read(self) -> bytes:
         while self._pieces:
             piece = self._pieces.pop(0)
@@ -81,15 +90,19 @@ class FakeRelay:
         )
         self.asked: list[str] = []
         self.requests: list[tuple[Scope, bytes]] = []
+        self.timeouts_s: list[float | None] = []
         self.answers: list[FakeAnswer] = []
         self.probe_answers: list[FakeAnswer] = []
         self.is_closed = False
 
-    async def ask(self, variant: str, scope: Scope, body: bytes) -> Answer:
+    async def ask(
+        self, variant: str, scope: Scope, body: bytes, timeout_s: float | None = None
+    ) -> Answer:
         if scope["path"] == CARD_PATH:
             return await self._probe(variant)
         self.asked.append(variant)
         self.requests.append((scope, body))
+        self.timeouts_s.append(timeout_s)
         await asyncio.sleep(0)
         answer = self.scripts[variant]()
         self.answers.append(answer)

@@ -9,6 +9,7 @@ import pytest
 
 from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.routing.split import assign
+from serve_app.serving.passing import AnswerCutError
 from serve_app.serving.router_app import RouterApp
 from serve_app.serving.status import STATUS_AGE_S
 from serve_app.serving.upstream import UpstreamTruncatedError
@@ -141,7 +142,7 @@ class TestRouting:
 
     async def test_a_new_split_counts_from_the_next_request_on(self, router):
         go_on = asyncio.Event()
-        router.relay.scripts["a"] = lambda: FakeAnswer(b"1", go_on, b"2", headers=SSE)
+        router.relay.scripts["a"] = lambda: FakeAnswer(b"1\n\n", go_on, b"2\n\n", headers=SSE)
         running = router.chat(session_of("a"))
         task = running.start()
         await running.sent(2)
@@ -150,7 +151,7 @@ class TestRouting:
         refused(await router.chat(model="m@a")(), 404, "model_not_found", "m, m@new")
         go_on.set()
         await task
-        assert (running.body, running.over) == (b"12", True)
+        assert (running.body, running.over) == (b"1\n\n2\n\n", True)
 
 
 class TestFallback:
@@ -218,7 +219,7 @@ class TestFallback:
         cut = UpstreamTruncatedError("gone")
         router.relay.scripts["a"] = lambda: FakeAnswer(b'{"half": ', cut)
         exchange = router.chat(session_of("a"))
-        with pytest.raises(UpstreamTruncatedError):
+        with pytest.raises(AnswerCutError):
             await exchange()
         assert not exchange.over
         assert router.relay.asked == ["a"]
@@ -230,7 +231,7 @@ class TestClientGone:
     """A client that leaves frees its variant, and is not the variant's fault."""
 
     async def test_in_the_middle_of_the_answer(self, router):
-        router.relay.scripts["a"] = lambda: FakeAnswer(b"1", asyncio.Event(), headers=SSE)
+        router.relay.scripts["a"] = lambda: FakeAnswer(b"1\n\n", asyncio.Event(), headers=SSE)
         exchange = router.chat(session_of("a"))
         task = exchange.start()
         await exchange.sent(2)
@@ -248,7 +249,7 @@ class TestClientGone:
                 if len(self.messages) == 2:
                     raise OSError("the client is gone")
 
-        router.relay.scripts["a"] = lambda: FakeAnswer(b"1", b"2", b"3", headers=SSE)
+        router.relay.scripts["a"] = lambda: FakeAnswer(b"1\n\n", b"2\n\n", b"3\n\n", headers=SSE)
         exchange = Gone(router.app, "POST", CHAT, {"model": "m"}, [session_of("a")])
         with pytest.raises(OSError, match="gone"):
             await exchange()
@@ -561,7 +562,7 @@ class TestSleepers:
     def wakes_after(self, router, delay_s: float) -> None:
         ask = router.relay.ask
 
-        async def late(variant, scope, body):
+        async def late(variant, scope, body, timeout_s=None):
             if variant == "a":
                 await asyncio.sleep(delay_s)
             return await ask(variant, scope, body)

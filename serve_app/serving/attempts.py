@@ -1,0 +1,285 @@
+"""Everything between a routing decision and the first byte of an answer: who is asked, how often,
+for how long, and what each outcome says of the variant.
+
+A request may be asked again as long as no byte has reached the client, also when the variant had
+sent its head already: a generation leaves nothing behind but its cost
+(`serve_app/decisions/0022-resilience.md`).
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from serve_app.config.resilience import ResilienceConfig
+from serve_app.domain.errors import DeadlineError, MalformedRequestError, VariantUnavailableError
+from serve_app.domain.traffic import RouteDecision, RouteReason
+from serve_app.engines.engine import Scope
+from serve_app.routing.breaker import Breaker, BreakerState
+from serve_app.routing.retry_budget import RetryBudget
+from serve_app.serving.directory import VariantDirectory
+from serve_app.serving.http import TIMEOUT_HEADER, Headers, header
+from serve_app.serving.limits import AnswerLimit, AnswerLimits, Ending
+from serve_app.serving.relay import (
+    Answer,
+    IngressDownError,
+    Relay,
+    ReplicaLostError,
+    VariantBusyError,
+    VariantDownError,
+)
+from serve_app.serving.upstream import UpstreamTruncatedError
+from serve_app.telemetry.metrics import RouterMetrics
+
+MAX_TIMEOUT_MS = 24 * 3600 * 1000
+_INGRESS_PAUSE_S = 0.05
+_NONE_OPEN: frozenset[str] = frozenset()
+
+
+class Attempts:
+    """One router replica's retries, breakers and deadlines. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        directory: VariantDirectory,
+        metrics: RouterMetrics,
+        clock: Callable[[], float],
+        wake_timeout_s: float = 30.0,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.limits = AnswerLimits()
+        self._relay = relay
+        self._directory = directory
+        self._metrics = metrics
+        self._clock = clock
+        self._wake_timeout_s = wake_timeout_s
+        self._draw = draw
+        self._breakers: dict[str, Breaker] = {}
+        self._not_closed: set[str] = set()
+        self._config = ResilienceConfig()
+        self._budget = RetryBudget(self._config.retry.to_rules())
+        self.configure(self._config)
+
+    def configure(self, config: ResilienceConfig) -> None:
+        """Follow `config` from the next attempt on. What did not change keeps what it counted."""
+        if config.retry.to_rules() != self._budget.rules:
+            self._budget = RetryBudget(config.retry.to_rules())
+        if config.breaker != self._config.breaker:
+            self._breakers.clear()
+            self._not_closed.clear()
+        self._config = config
+        self.limits.idle_s = _seconds(config.idle_timeout_ms)
+
+    def deadline_s(self, headers: Headers, arrived_s: float) -> float | None:
+        """By the clock, when a request that came at `arrived_s` must be over; None: whenever.
+
+        Raises MalformedRequestError for an `x-request-timeout-ms` that is no time.
+        """
+        limit_ms = self._config.request_timeout_ms
+        asked = header(headers, TIMEOUT_HEADER)
+        if asked is not None:
+            asked_ms = _milliseconds(asked)
+            limit_ms = asked_ms if limit_ms is None else min(asked_ms, limit_ms)
+        return None if limit_ms is None else arrived_s + limit_ms / 1000
+
+    def limit(self, deadline_s: float | None) -> AnswerLimit:
+        """What bounds an answer that has begun."""
+        return self.limits.begin(None if deadline_s is None else deadline_s - self._clock())
+
+    def known_open(self) -> frozenset[str]:
+        """Variants whose breaker lets nothing through now, not even a probe."""
+        if not self._not_closed:
+            return _NONE_OPEN
+        now_s = self._clock()
+        return frozenset(name for name in self._not_closed if self._breakers[name].blocks(now_s))
+
+    async def first_answer(
+        self, decision: RouteDecision, scope: Scope, body: bytes, deadline_s: float | None
+    ) -> tuple[str, RouteReason, Answer]:
+        """Ask the chosen variant, then its stand-ins, until the body of an answer has begun.
+
+        Nothing has reached the client yet. Raises VariantUnavailableError when none is left to ask
+        or the retry budget is spent, DeadlineError at `deadline_s` (by the clock). The caller owns
+        the answer that is returned, and tells `observe` how it ended.
+        """
+        self._budget.request(self._clock())
+        waiting = [decision.variant, *decision.stand_ins]
+        again = self._config.retry.same_variant
+        failures: list[str] = []
+        while True:
+            variant = waiting[0]
+            try:
+                answer = await self._attempt(variant, scope, body, deadline_s)
+            except VariantBusyError as error:
+                failures.append(f"{variant}: {error}")
+                if again and isinstance(error, ReplicaLostError | IngressDownError):
+                    again -= 1
+                else:
+                    del waiting[0]
+                    again = self._config.retry.same_variant
+                    self._metrics.fell_back(variant)
+                if not waiting:
+                    raise self._none_left(decision, failures) from None
+                if isinstance(error, VariantDownError):
+                    self._spend(variant, failures)
+                if isinstance(error, IngressDownError):
+                    await self._pause(deadline_s)
+            else:
+                is_first = variant == decision.variant
+                return variant, decision.reason if is_first else RouteReason.FALLBACK, answer
+
+    def observe(self, variant: str, status: int, ending: Ending | None) -> None:
+        """An answer of `first_answer` is over; None: its client left, which says nothing of it."""
+        if ending is None:
+            return
+        if ending is Ending.DEADLINE:
+            self._metrics.timed_out(variant, "stream")
+        elif ending is not Ending.WHOLE:
+            self._metrics.broke_off(variant)
+        breaker = self._breakers.get(variant)
+        if breaker is not None and (ending is Ending.WHOLE or ending.is_variants_fault):
+            broke = ending.is_variants_fault
+            breaker.ended(self._clock(), broke=broke, error=not broke and status >= 500)
+
+    def view(self) -> dict[str, Any]:
+        """What `GET /status` shows of this replica."""
+        now_s = self._clock()
+        return {
+            "retries_left": self._budget.left(now_s),
+            "breakers": {
+                name: {"state": breaker.state, "retry_after_s": breaker.retry_after_s(now_s)}
+                for name, breaker in self._breakers.items()
+            },
+        }
+
+    async def _attempt(
+        self, variant: str, scope: Scope, body: bytes, deadline_s: float | None
+    ) -> Answer:
+        """One attempt at one variant. Raises VariantBusyError, or DeadlineError."""
+        breaker = self._breaker(variant)
+        if breaker is None:
+            return await self._ask(variant, scope, body, deadline_s)
+        permit = breaker.admit(self._clock())
+        if permit is None:
+            raise VariantBusyError("it failed too often, and is left alone for a while")
+        try:
+            answer = await self._ask(variant, scope, body, deadline_s)
+        except VariantDownError as error:
+            if isinstance(error, IngressDownError):
+                breaker.abandoned(permit)
+            else:
+                breaker.failed(permit, self._clock())
+            raise
+        except BaseException:  # full, the client left, or its time was up
+            breaker.abandoned(permit)
+            raise
+        breaker.began(permit, self._clock(), error=answer.status >= 500)
+        return answer
+
+    async def _ask(
+        self, variant: str, scope: Scope, body: bytes, deadline_s: float | None
+    ) -> Answer:
+        """Ask a variant and wait for the first bytes of its answer, as long as may be waited."""
+        left_s = None if deadline_s is None else deadline_s - self._clock()
+        is_asleep = self._directory.is_asleep(variant)
+        limit_s = (
+            self._wake_timeout_s if is_asleep else _seconds(self._config.first_byte_timeout_ms)
+        )
+        if left_s is not None and left_s <= 0:
+            raise self._too_late(variant)
+        if left_s is not None and (limit_s is None or left_s < limit_s):
+            limit_s, is_last = left_s, True
+        else:
+            is_last = False
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await self._begun(variant, scope, body, left_s)
+        except TimeoutError:
+            if is_last:
+                raise self._too_late(variant) from None
+            if is_asleep:
+                said = f"it slept, and is not awake after {limit_s:.0f} s"
+                raise VariantBusyError(said) from None
+            raise VariantDownError(f"no first byte within {limit_s:g} s") from None
+        if is_asleep:
+            self._directory.has_woken(variant)
+        return answer
+
+    async def _begun(self, variant: str, scope: Scope, body: bytes, left_s: float | None) -> Answer:
+        answer = await self._relay.ask(variant, scope, body, left_s)
+        try:
+            await answer.begun()
+        except UpstreamTruncatedError as error:
+            answer.close()
+            raise ReplicaLostError(f"its answer ended before it began: {error}") from None
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def _breaker(self, variant: str) -> Breaker | None:
+        breaker = self._breakers.get(variant)
+        if breaker is None and self._config.breaker is not None:
+            breaker = self._breakers[variant] = Breaker(
+                self._config.breaker.to_rules(),
+                self._draw,
+                lambda state: self._changed(variant, state),
+            )
+        return breaker
+
+    def _changed(self, variant: str, state: BreakerState) -> None:
+        if state is BreakerState.CLOSED:
+            self._not_closed.discard(variant)
+        else:
+            self._not_closed.add(variant)
+        self._metrics.breaker_changed(variant, state)
+
+    def _spend(self, variant: str, failures: list[str]) -> None:
+        """Take a retry after `variant` failed. Raises VariantUnavailableError if none is left."""
+        if not self._budget.retry(self._clock()):
+            self._metrics.retry_refused(variant)
+            raise VariantUnavailableError(
+                f"{'; '.join(failures)}; too many requests failed of late for this one to be asked "
+                "again (resilience.retry); retry later"
+            )
+        self._metrics.retried(variant)
+
+    def _none_left(self, decision: RouteDecision, failures: list[str]) -> VariantUnavailableError:
+        error = VariantUnavailableError(
+            f"no variant took the request ({'; '.join(failures)}); retry"
+        )
+        now_s = self._clock()
+        names = (decision.variant, *decision.stand_ins)
+        waits_s = [
+            self._breakers[name].retry_after_s(now_s) if name in self._breakers else 0.0
+            for name in names
+        ]
+        error.retry_after_s = max(1.0, min(waits_s))
+        return error
+
+    def _too_late(self, variant: str) -> DeadlineError:
+        self._metrics.timed_out(variant, "first_byte")
+        return DeadlineError(
+            f"the request's time was up before variant {variant!r} began to answer; give it more "
+            f"({TIMEOUT_HEADER.decode()}), or ask for less"
+        )
+
+    async def _pause(self, deadline_s: float | None) -> None:
+        """The ingress starts anew within milliseconds, but not at once."""
+        pause_s = _INGRESS_PAUSE_S * (1 + self._draw())
+        left_s = pause_s if deadline_s is None else max(0.0, deadline_s - self._clock())
+        await asyncio.sleep(min(pause_s, left_s))
+
+
+def _seconds(time_ms: int | None) -> float | None:
+    return None if time_ms is None else time_ms / 1000
+
+
+def _milliseconds(asked: str) -> int:
+    if not (asked.isascii() and asked.isdecimal() and 0 < int(asked[:12]) <= MAX_TIMEOUT_MS):
+        raise MalformedRequestError(
+            f"{TIMEOUT_HEADER.decode()} is a whole number of milliseconds from 1 to "
+            f"{MAX_TIMEOUT_MS}, have {asked[:40]!r}"
+        )
+    return int(asked)
