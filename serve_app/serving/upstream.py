@@ -23,6 +23,9 @@ Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 _HIGH_WATER_BYTES = 256 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _BODILESS = frozenset({204, 304})
+_MAX_DRY_BYTES = 256 * 1024
+"""That may come in a row without a byte of body: heads, interim answers, chunk extensions, and
+trailers have no end of their own."""
 
 
 class UpstreamUnreachableError(Exception):
@@ -51,6 +54,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._chunks: list[bytes] = []
         self._buffered_bytes = 0
+        self._dry_bytes = 0
         self._paused = False
         self._asked = False
         self._framed = False
@@ -81,9 +85,12 @@ class UpstreamConnection(asyncio.Protocol):
                 self._pool.forget(self)
                 self.close()
             return
+        self._dry_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse_rest()
+        if self._dry_bytes > _MAX_DRY_BYTES:
             self._refuse_rest()
         if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
             self._paused = True
@@ -110,9 +117,20 @@ class UpstreamConnection(asyncio.Protocol):
             raise UpstreamTruncatedError("the server sent more than the answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect headers with lower-case names."""
+        """Collect headers with lower-case names. Trailers come after the head was passed on.
+
+        A coding that we did not ask for (and ask for none) would reach the client as its own bytes.
+        """
+        if self._head_done:
+            return
         name = name.lower()
-        if name in (b"content-length", b"transfer-encoding"):
+        if name == b"content-length":
+            self._framed = True
+        elif name == b"transfer-encoding":
+            if self._framed or value.lower() != b"chunked":
+                raise UpstreamTruncatedError(
+                    f"a transfer-encoding that nobody asked for: {value!r}"
+                )
             self._framed = True
         self.headers.append((name, value))
 
@@ -127,6 +145,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self._dry_bytes = 0
         self._chunks.append(body)
         self._buffered_bytes += len(body)
 
@@ -242,7 +261,7 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self) -> None:
         """Give the connection back for the next request, if the server keeps it open."""
         reusable = self._done and not self._lost and not self._chunks
-        if reusable and self._keep_alive:
+        if reusable and self._keep_alive and self._all_sent():
             self._reset()
             self._pool.put(self)
         else:
@@ -260,6 +279,10 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
+    def _all_sent(self) -> bool:
+        """A server that answered early may take the rest of a request for another request."""
+        return self._transport is not None and not self._transport.get_write_buffer_size()
+
     def _refuse_rest(self) -> None:
         """What came is no HTTP, or more than one answer; a whole answer stands."""
         self._keep_alive = False
@@ -269,6 +292,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self.status, self.headers, self.reused = 0, [], True
+        self._dry_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
         self._asked = self._framed = self._head_done = self._done = self._keep_alive = False
 

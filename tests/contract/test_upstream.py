@@ -491,6 +491,237 @@ async def test_garbage_is_no_answer(garbage: bytes):
             await pool.request(GET)
 
 
+OK, CHUNKED = b"HTTP/1.1 200 OK\r\n", b"transfer-encoding: chunked\r\n"
+
+
+@on_every_loop
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"x-folded: one\r\n two\r\ncontent-length: 1\r\n",
+        b"content-length: 1\r\ncontent-length: 1\r\n",
+        b"content-length: 1\r\ncontent-length: 2\r\n",
+        b"content-length: 1, 1\r\n",
+        b"content-length: +1\r\n",
+        b"content-length: 99999999999999999999999\r\n",
+        b"content-length : 1\r\n",
+        b"content-length: 1\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: gzip\r\n",
+        b"transfer-encoding: gzip, chunked\r\n",
+        b"transfer-encoding: chunked, identity\r\n",
+        b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+        b"x-nul: a\0b\r\ncontent-length: 1\r\n",
+        b"x-cr: a\rb\r\ncontent-length: 1\r\n",
+        b"x-lf: a\ncontent-length: 1\r\n",
+        b": no name\r\ncontent-length: 1\r\n",
+    ],
+)
+async def test_a_head_that_two_parsers_could_read_in_two_ways_is_refused(head: bytes):
+    body = b"1\r\na\r\n0\r\n\r\n" if b"chunked" in head else b"a"
+    async with serving(saying(OK + head + b"\r\n" + body)) as (pool, server):
+        with pytest.raises(UpstreamUnreachableError):
+            await pool.request(GET)
+        assert server.n_connections == 1
+
+
+@on_every_loop
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"fffffffffffffffff\r\na\r\n",
+        b"0x1\r\na\r\n",
+        b"-1\r\na\r\n",
+        b"1 \r\na\r\n",
+        b"1\na\n",
+        b"1\r\nab\r\n",
+    ],
+)
+async def test_a_chunk_that_two_parsers_could_read_in_two_ways_cuts_the_body_short(rest: bytes):
+    whole = OK + CHUNKED + b"\r\n4\r\nhalf\r\n" + rest
+    async with serving(saying(whole)) as (pool, _):
+        connection = await pool.request(GET)
+        with pytest.raises(UpstreamTruncatedError):
+            assert (await body_of(connection)).startswith(b"half")
+        connection.close()
+
+
+@on_every_loop
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_trailers_are_read_and_forgotten(at_once: bool):
+    """A head that was passed on cannot change any more, and the next answer's must not."""
+    end = b"0\r\nx-variant: other\r\nset-cookie: a=b\r\n\r\n"
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        if at_once:
+            await peer.say(b"".join([*chunked(b"body", end=False), end]))
+        else:
+            await peer.say(*chunked(b"body", end=False))
+            for byte in end:
+                await peer.say(bytes([byte]))
+                await asyncio.sleep(0)
+        await peer.request()
+        await peer.say(answer(b"next"))
+
+    async with serving(talk) as (pool, server):
+        connection = await pool.request(GET)
+        assert await body_of(connection) == b"body"
+        assert connection.headers == [(b"transfer-encoding", b"chunked")]
+        connection.release()
+        connection = await pool.request(GET)
+        assert connection.headers == [(b"content-length", b"4")]
+        assert await body_of(connection) == b"next"
+        connection.release()
+        assert server.n_connections == 1
+
+
+@on_every_loop
+@pytest.mark.parametrize(
+    "trailer", [b"content-length: 4", b"transfer-encoding: chunked", b"no colon"]
+)
+async def test_a_trailer_that_frames_or_is_none_cuts_the_body_short(trailer: bytes):
+    async with serving(saying(*chunked(b"body", end=False), b"0\r\n" + trailer + b"\r\n\r\n")) as (
+        pool,
+        server,
+    ):
+        connection = await pool.request(GET)
+        if trailer.startswith(b"transfer-encoding"):  # says what is so, and changes nothing
+            assert await body_of(connection) == b"body"
+        else:
+            with pytest.raises(UpstreamTruncatedError):
+                await body_of(connection)
+        connection.release()
+        assert server.n_connections == 1
+
+
+@on_every_loop
+async def test_chunk_extensions_are_skipped():
+    chunks = b'4;a=b;c="d;e"\r\nbody\r\n0;last\r\n\r\n'
+    async with serving(saying(OK + CHUNKED + b"\r\n" + chunks)) as (pool, server):
+        for _ in range(2):
+            assert await exchange(pool) == (200, b"body")
+        assert server.n_connections == 1
+
+
+FLOODS = {
+    "header": (OK, b"x-a: " + b"a" * 1000 + b"\r\n"),
+    "one header": (OK + b"x-a: ", b"a" * 1000),
+    "reason": (b"HTTP/1.1 200 ", b"a" * 1000),
+    "interim": (b"", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 20),
+    "blank lines": (b"", b"\r\n" * 500),
+}
+WET_FLOODS = {
+    "chunk extension": (b"1;", b"a" * 1000),
+    "trailers": (b"0\r\n", b"x-a: " + b"a" * 1000 + b"\r\n"),
+    "one trailer": (b"0\r\nx-a: ", b"a" * 1000),
+}
+
+
+def flooding(first: bytes, more: bytes, said: list[int]):
+    """A server that never comes to an end; `said` has the bytes that it got rid of."""
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.transport.set_write_buffer_limits(high=16384)
+        await peer.say(first)
+        for _ in range(100_000):
+            await peer.say(more)
+            said.append(len(more))
+            await asyncio.sleep(0)
+
+    return talk
+
+
+@on_every_loop
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_head_without_end_is_refused(flood: str):
+    said: list[int] = []
+    async with serving(flooding(*FLOODS[flood], said)) as (pool, server):
+        with pytest.raises(UpstreamUnreachableError):
+            await pool.request(GET)
+        assert server.n_connections == 1
+    assert 200_000 < sum(said) < 16_000_000  # what the kernel buffers comes on top
+
+
+@on_every_loop
+@pytest.mark.parametrize("flood", WET_FLOODS)
+async def test_framing_without_end_cuts_the_body_short(flood: str):
+    first, more = WET_FLOODS[flood]
+    head = b"".join(chunked(b"body", end=False))
+    async with serving(flooding(head + first, more, [])) as (pool, _):
+        connection = await pool.request(GET)
+        with pytest.raises(UpstreamTruncatedError):
+            assert await body_of(connection) == b"body"
+        assert len(connection.headers) == 1
+        connection.close()
+
+
+@on_every_loop
+async def test_a_long_body_may_have_much_framing_in_all():
+    """Only what comes without a byte of body in between is counted."""
+    extension = b"x" * 10_000
+    piece = b"1;" + extension + b"\r\na\r\n"
+    async with serving(saying(OK + CHUNKED + b"\r\n", *[piece] * 60, b"0\r\n\r\n")) as (
+        pool,
+        server,
+    ):
+        for _ in range(2):
+            assert await exchange(pool) == (200, b"a" * 60)
+        assert server.n_connections == 1
+
+
+@on_every_loop
+async def test_another_protocol_is_no_answer():
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    async with serving(saying(switching + b"PRI * HTTP/2.0")) as (pool, _):
+        with pytest.raises(UpstreamUnreachableError):
+            await pool.request(GET)
+
+
+@on_every_loop
+@pytest.mark.parametrize("how", ["at once", "apart"])
+async def test_continue_before_the_answer_is_no_answer(how: str):
+    """100 Continue may come before the body was sent, twice, and without anybody's asking."""
+
+    async def talk(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+            if how == "at once":
+                await peer.say(interim * 2 + answer(b"body"))
+            else:
+                for piece in (interim, interim, answer(b"body")):
+                    await peer.say(piece)
+                    await moment()
+
+    post = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nhi"
+    async with serving(talk) as (pool, server):
+        for _ in range(2):
+            assert await exchange(pool, post) == (200, b"body")
+        assert server.n_connections == 1
+
+
+@on_every_loop
+@pytest.mark.parametrize("header", [b"connection: close", b"connection: keep-alive"])
+async def test_an_answer_before_the_request_was_read_is_the_answer(header: bytes):
+    """A server may refuse a large request at its head: 413, 401, 429. What is left of the request
+    must not go before the next one.
+    """
+    body = b"early"
+
+    async def talk(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.say(answer(body, header, status=b"413 Too Large"))
+        await peer.reader.read()  # until we close: else the kernel may reset what we have not read
+        peer.close()
+
+    large = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 4000000\r\n\r\n" + b"x" * 4_000_000
+    async with serving(talk) as (pool, server):
+        for _ in range(2):
+            assert await exchange(pool, large) == (413, body)
+        assert server.n_connections == 2
+
+
 @on_every_loop
 async def test_garbage_inside_a_body_cuts_it_short():
     head, piece = chunked(b"half", end=False)
