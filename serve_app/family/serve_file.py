@@ -10,12 +10,8 @@ from typing import Any
 
 import yaml
 
-from serve_app.config.serve_file import (
-    ROUTE_PREFIX,
-    ROUTER_IMPORT,
-    VARIANT_IMPORT,
-    check_serve_file,
-)
+from serve_app.config.serve_content import serve_content, variant_application
+from serve_app.config.serve_file import check_serve_file
 from serve_app.domain.quant import QuantMethod
 from serve_app.domain.units import BP_TOTAL, MIB
 from serve_app.quantize.recipes import Recipe
@@ -48,32 +44,13 @@ LLAMACPP = {"max_model_len": 1024, "max_num_seqs": 16, "threads": 1}
 def write_family(path: Path, recipes: Sequence[Recipe], port: int) -> None:
     """Write the file, the baseline first and awake, and check it. Raises `ConfigError`."""
     baseline, *others = (each.name for each in recipes)
-    router = {
-        "name": "router",
-        "route_prefix": "/",
-        "import_path": ROUTER_IMPORT,
-        "args": {
-            "model": MODEL,
-            "ingress_url": f"http://127.0.0.1:{port}",
-            "wake_timeout_s": WAKE_S,
-        },
-        "deployments": [
-            {
-                "name": "VariantRouter",
-                "num_replicas": 1,
-                "user_config": {
-                    "split": {baseline: BP_TOTAL} | dict.fromkeys(others, 0),
-                    "sleepers": others,
-                },
-            }
-        ],
-    }
-    applications = [router, *(_application(each, each.name != baseline) for each in recipes)]
-    content = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": applications,
-    }
+    content = serve_content(
+        port,
+        MODEL,
+        {"split": {baseline: BP_TOTAL} | dict.fromkeys(others, 0), "sleepers": others},
+        [_application(each, each.name != baseline) for each in recipes],
+        {"wake_timeout_s": WAKE_S},
+    )
     path.write_text(HEAD + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     check_serve_file(path)
 
@@ -87,18 +64,11 @@ def _application(recipe: Recipe, may_sleep: bool) -> dict[str, Any]:
         else {"kind": recipe.engine.kind, **LLAMACPP}
     )
     method = QuantMethod.UNQUANTIZED if twin else recipe.method
-    application: dict[str, Any] = {
+    args = {
+        "model": MODEL,
         "name": recipe.name,
-        "route_prefix": f"{ROUTE_PREFIX}{recipe.name}",
-        "import_path": VARIANT_IMPORT,
-        "args": {
-            "model": MODEL,
-            "name": recipe.name,
-            "checkpoint": f"{SCHEME}{recipe.name}{TWIN_SUFFIX if twin else ''}",
-            "method": str(method),
-            "engine": engine,
-        },
+        "checkpoint": f"{SCHEME}{recipe.name}{TWIN_SUFFIX if twin else ''}",
+        "method": str(method),
+        "engine": engine,
     }
-    if may_sleep:
-        application["deployments"] = [{"name": "VariantServer", "autoscaling_config": dict(SLEEP)}]
-    return application
+    return variant_application(args, {"autoscaling_config": dict(SLEEP)} if may_sleep else None)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from serve_app.config.serve_file import ROUTER_IMPORT, VARIANT_IMPORT
+from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.domain.units import BP_TOTAL
 
 VARIANTS, ROUNDS, BUDGET_S = 1000, 5, 5.0
@@ -43,47 +43,27 @@ SHAPE = {
 def fleet_file(random: Random) -> dict[str, Any]:
     """A Serve config of many variants, each with its own sizes."""
     names = [f"v{i}" for i in range(VARIANTS)]
-    router = {
-        "name": "router",
-        "route_prefix": "/",
-        "import_path": ROUTER_IMPORT,
-        "args": {"model": "m"},
-        "deployments": [
-            {
-                "name": "VariantRouter",
-                "user_config": {"split": dict.fromkeys(names, BP_TOTAL // VARIANTS)},
-            }
-        ],
-    }
-    return {"applications": [router, *(_variant(name, random) for name in names)]}
+    split = dict.fromkeys(names, BP_TOTAL // VARIANTS)
+    return serve_content(8000, "m", {"split": split}, [_variant(name, random) for name in names])
 
 
 def _variant(name: str, random: Random) -> dict[str, Any]:
     method = random.choice(METHODS)
     maximum = random.randint(1, 8)
-    return {
+    args = {
+        "model": "m",
         "name": name,
-        "route_prefix": f"/variants/{name}",
-        "import_path": VARIANT_IMPORT,
-        "args": {
-            "model": "m",
-            "name": name,
-            "checkpoint": f"s3://models/{method}",
-            "method": method,
-            "gpu": {"type": "H100", "concurrency": random.choice([1, 2, 3])},
-            "engine": {
-                "dtype": "float16",
-                "max_model_len": random.choice([2048, 4096, 8192]),
-                "max_num_seqs": random.choice([16, 32, 64]),
-            },
+        "checkpoint": f"s3://models/{method}",
+        "method": method,
+        "gpu": {"type": "H100", "concurrency": random.choice([1, 2, 3])},
+        "engine": {
+            "dtype": "float16",
+            "max_model_len": random.choice([2048, 4096, 8192]),
+            "max_num_seqs": random.choice([16, 32, 64]),
         },
-        "deployments": [
-            {
-                "name": "VariantServer",
-                "autoscaling_config": {"min_replicas": 1, "max_replicas": maximum},
-            }
-        ],
     }
+    bounds = {"min_replicas": 1, "max_replicas": maximum}
+    return variant_application(args, {"autoscaling_config": bounds})
 
 
 def main() -> int:

@@ -8,12 +8,8 @@ import yaml
 
 from serve_app.config.calibration import calibrations
 from serve_app.config.gpus import load_gpus
-from serve_app.config.serve_file import (
-    ROUTE_PREFIX,
-    ROUTER_IMPORT,
-    VARIANT_IMPORT,
-    check_serve_file,
-)
+from serve_app.config.serve_content import serve_content, variant_application
+from serve_app.config.serve_file import check_serve_file
 from serve_app.domain.errors import PlanError
 from serve_app.domain.units import BP_TOTAL
 from serve_app.fleet.export import planned_numbers
@@ -37,28 +33,9 @@ def serve_config(
     file: PipelineFile, variants: Sequence[MadeVariant], shares_bp: Mapping[str, int]
 ) -> dict[str, Any]:
     """A Ray Serve config as `configs/local.yaml` is one. `variants`: the baseline first."""
-    pipeline = file.pipeline
-    router = {
-        "name": "router",
-        "route_prefix": "/",
-        "import_path": ROUTER_IMPORT,
-        "args": {"model": pipeline.model, "ingress_url": f"http://127.0.0.1:{pipeline.port}"},
-        "deployments": [
-            {
-                "name": "VariantRouter",
-                "num_replicas": 1,
-                "user_config": {
-                    "split": dict(shares_bp),
-                    "fallback": [each.name for each in variants],
-                },
-            }
-        ],
-    }
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": pipeline.port},
-        "applications": [router, *(_application(file, each) for each in variants)],
-    }
+    user_config = {"split": dict(shares_bp), "fallback": [each.name for each in variants]}
+    applications = [_application(file, each) for each in variants]
+    return serve_content(file.pipeline.port, file.pipeline.model, user_config, applications)
 
 
 def write_serve_file(
@@ -101,9 +78,4 @@ def _application(file: PipelineFile, made: MadeVariant) -> dict[str, Any]:
     }
     if file.pipeline.gpu is not None:
         args["gpu"] = file.pipeline.gpu.model_dump(mode="json", exclude_unset=True)
-    return {
-        "name": made.name,
-        "route_prefix": f"{ROUTE_PREFIX}{made.name}",
-        "import_path": VARIANT_IMPORT,
-        "args": args,
-    }
+    return variant_application(args)
