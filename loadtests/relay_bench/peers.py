@@ -83,8 +83,9 @@ def install(peer: Peer, log: Path) -> Path:
         if ready.exists():
             return python
         shutil.rmtree(folder, ignore_errors=True)
-        _must([sys.executable, "-m", "venv", str(folder)], log)
-        _must([str(python), "-m", "pip", "install", *peer.requirements], log)
+        _must([sys.executable, "-m", "venv", "--without-pip", str(folder)], log)
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]
+        _must([*pip, "install", *peer.requirements], log)
         ready.touch()
     return python
 

@@ -1,6 +1,7 @@
 """The relay benchmark's processes on loopback: upstream, client, one HAProxy pass, CPU time."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -9,12 +10,24 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from loadtests.relay_bench.client import Task, run
 from loadtests.relay_bench.cpu import CpuMeter, process_cpu_ns
-from loadtests.relay_bench.processes import plain_haproxy, run_client, running, upstream
+from loadtests.relay_bench.figures import figures
+from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Way
+from loadtests.relay_bench.overhead import Settings, measure
+from loadtests.relay_bench.peers import Peer, environment, install
+from loadtests.relay_bench.processes import (
+    free_port,
+    plain_haproxy,
+    run_client,
+    running,
+    upstream,
+    wait_for_port,
+)
 from loadtests.relay_bench.upstream import MODEL, TOKEN
-from serve_app.domain.errors import InvalidRunError
+from serve_app.domain.errors import BuildError, InvalidRunError
 from tests.fakes.raw_server import RawServer, answer, chunked
 
 CHAT = "/v1/chat/completions"
@@ -157,3 +170,44 @@ def test_no_processes_cost_nothing_that_could_be_known():
     with meter.measuring([]):
         pass
     assert meter.cpu_s is None
+
+
+def test_rounds_are_interleaved_and_the_first_is_not_kept(tmp_path):
+    settings = Settings(
+        rounds=2, clients=(2,), tokens=3, ttft_ms=5, itl_ms=1, peers=False, engine=None,
+        engine_config="",
+    )  # fmt: skip
+    with (
+        upstream(tmp_path, settings.ttft_ms, settings.itl_ms) as port,
+        plain_haproxy(tmp_path, port) as (haproxy_port, pid),
+    ):
+        ways = [Way(DIRECT, port, CHAT), Way(HAPROXY, haproxy_port, CHAT, (pid,), lambda: (pid,))]
+        console = Console(file=io.StringIO())
+        samples = measure(ways, settings, console)
+    assert [(each.way, each.round) for each in samples] == [
+        (way, number) for way in (DIRECT, HAPROXY) for number in (1, 2)
+    ]
+    assert "warm-up" in console.file.getvalue()
+    found = {(each.way, each.clients): each for each in figures(samples)}
+    assert found[HAPROXY, 2].times_haproxy.median == 1.0
+    assert found[DIRECT, 2].path_us_per_token is None
+    # Here the helper is the same process: it counts twice.
+    costs = found[HAPROXY, 2]
+    assert costs.path_us_per_token.median > 1.5 * costs.cpu_us_per_token.median > 0
+
+
+def test_an_environment_that_cannot_be_installed_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANTILE_HOME", str(tmp_path))
+    peer = Peer("nobody's", (str(tmp_path / "missing-1.0-py3-none-any.whl"),))
+    for _ in range(2):  # what failed is tried again
+        with pytest.raises(BuildError, match="without it, run without --peers"):
+            install(peer, tmp_path / "log")
+    environment(peer.requirements).joinpath(".ready").touch()
+    assert install(peer, tmp_path / "log") == environment(peer.requirements) / "bin" / "python"
+
+
+def test_a_program_that_does_not_start_says_why(tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
+    with running(command, log) as process, pytest.raises(InvalidRunError, match="no such model"):
+        wait_for_port(process, free_port(), log)

