@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
-
 from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, ROUTER, Way
 from loadtests.relay_bench.processes import free_port
-from loadtests.relay_bench.replicas import direct_port, replica
+from loadtests.relay_bench.replicas import direct_port, ingress_pids, own_haproxy, replica
 from loadtests.relay_bench.upstream import CHAT, MODEL, NAME
 from serve_app.config.schema import RouterArgs
 from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
@@ -134,37 +132,54 @@ class HandleRouter(BareRouter):
 
 
 @contextmanager
+def _environment() -> Iterator[None]:
+    """Serve reads it when it is imported, here and in its processes."""
+    with own_haproxy() as own:
+        before = dict(os.environ)
+        os.environ.update({**SERVE_ENV, **before, **own})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
 def serve_ways(upstream_port: int, pass_port: int, pass_pid: int) -> Iterator[list[Way]]:
     """Start Ray and Serve with the routers; yields the ways through them.
 
     The router as deployed reaches the variant through the HAProxy on `pass_port`, as through this
     node's ingress. Serve and Ray end with the block.
     """
-    for name, value in SERVE_ENV.items():
-        os.environ.setdefault(name, value)
-    import ray
-    from ray import serve
+    with _environment():
+        import ray
+        from ray import serve
 
-    port = free_port()
-    ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        _deploy(upstream_port, pass_port)
-        bare, handles = replica("bare:BareRouter"), replica("handles:HandleRouter")
-        router = replica("router:VariantRouter")
-        yield [
-            Way(ROUTER, direct_port(bare), f"{_BARE}{CHAT}", (bare,)),
-            Way(DEPLOYED, port, CHAT, (router,), lambda: _haproxies(pass_pid)),
-            Way(
-                HANDLES,
-                direct_port(handles),
-                f"{_HANDLES}{CHAT}",
-                (handles,),
-                lambda: (replica(f"{_HANDLE_VARIANT_APP}:HandleVariant"),),
-            ),
-        ]
-    finally:
-        ray.shutdown()  # not serve.shutdown(): it would drain idle replicas for 30 s
+        port = free_port()
+        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            _deploy(upstream_port, pass_port)
+            yield _ways(port, pass_pid)
+        finally:
+            ray.shutdown()  # not serve.shutdown(): it would drain idle replicas for 30 s
+
+
+def _ways(port: int, pass_pid: int) -> list[Way]:
+    bare, handles = replica("bare:BareRouter"), replica("handles:HandleRouter")
+    behind_handle = replica(f"{_HANDLE_VARIANT_APP}:HandleVariant")
+    router = replica("router:VariantRouter")
+    return [
+        Way(ROUTER, direct_port(bare), f"{_BARE}{CHAT}", (bare,)),
+        Way(DEPLOYED, port, CHAT, (router,), lambda: (*ingress_pids(), pass_pid)),
+        Way(
+            HANDLES,
+            direct_port(handles),
+            f"{_HANDLES}{CHAT}",
+            (handles,),
+            lambda: (behind_handle,),
+        ),
+    ]
 
 
 def _deploy(upstream_port: int, pass_port: int) -> None:
@@ -190,13 +205,3 @@ def _deploy(upstream_port: int, pass_port: int) -> None:
     serve.run(deployment(BareRouter).bind(args(upstream_port)), name="bare", route_prefix=_BARE)
     deployed = Deployed.options(user_config=SPLIT).bind(args(pass_port))
     serve.run(deployed, name="router", route_prefix="/")
-
-
-def _haproxies(pass_pid: int) -> list[int]:
-    """The pass behind the router, and Serve's own HAProxy with reloaded workers that drain."""
-    ingress = (
-        process.pid
-        for process in psutil.process_iter(["name", "cmdline"])
-        if process.info["name"] == "haproxy" and "-dS" in (process.info["cmdline"] or ())
-    )
-    return [*ingress, pass_pid]

@@ -10,9 +10,10 @@ import yaml
 from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.figures import Spread, spread
 from loadtests.relay_bench.processes import free_port, run_client
-from loadtests.relay_bench.replicas import direct_port, replica
+from loadtests.relay_bench.replicas import direct_port, own_haproxy, replica
 from loadtests.relay_bench.upstream import CHAT
 from serve_app.config.secrets import internal_token
+from serve_app.config.serve_content import serve_content
 from serve_app.config.serve_file import load_serve_file
 from serve_app.domain.errors import ConfigError
 from serve_app.serving.http import INTERNAL_TOKEN_HEADER
@@ -38,18 +39,11 @@ def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[s
         raise ConfigError(
             f"need the applications `router` and `{variant}`, have {', '.join(sorted(apps))}"
         )
-    router = {
-        **apps["router"],
-        "deployments": [
-            {"name": "VariantRouter", "user_config": {"split": {variant: 10_000}, "fallback": []}}
-        ],
-    }
-    alone = {
-        **config,
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [router, apps[variant]],
-    }
-    return alone, apps["router"]["args"]["model"]
+    args = dict(apps["router"]["args"])
+    model = args.pop("model")
+    args.pop("ingress_url", None)
+    split = {"split": {variant: 10_000}, "fallback": []}
+    return serve_content(port, model, split, [apps[variant]], args), model
 
 
 def measure(
@@ -63,8 +57,11 @@ def measure(
     alone, model = one_variant(load_serve_file(config_file), variant, port)
     file = folder / "engine.yaml"
     file.write_text(yaml.safe_dump(alone, sort_keys=False))
-    with LocalServe(file, log=folder / "engine.log"):
-        pid = replica(f"{variant}:VariantServer")
+    with (
+        own_haproxy() as environ,
+        LocalServe(file, log=folder / "engine.log", environ=environ) as serve,
+    ):
+        pid = replica(f"{variant}:VariantServer", serve.pid)
         headers = {INTERNAL_TOKEN_HEADER.decode(): internal_token()}
 
         def tokens_per_s(at_port: int, path: str, more: dict[str, str]) -> float:

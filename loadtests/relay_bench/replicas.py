@@ -1,29 +1,60 @@
-"""Replicas of the Serve instance on this machine, by their processes."""
+"""The Serve instance of a benchmark: apart from any other here, its replicas known by process."""
 
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
+from loadtests.relay_bench.processes import free_port
 from serve_app.domain.errors import InvalidRunError
 
 _DIRECT_PORTS = range(30_000, 31_000)  # Serve's, for replicas that HAProxy asks
 
 
-def replica(title: str) -> int:
-    """The process of the only replica of `application:deployment`, by the title that Ray gives it.
+@contextmanager
+def own_haproxy() -> Iterator[dict[str, str]]:
+    """Environment variables that keep this Serve's HAProxy apart from that of another."""
+    prefix = "RAY_SERVE_HAPROXY_"
+    with tempfile.TemporaryDirectory(prefix="quantile-bench-") as name:
+        folder = Path(name)
+        yield {
+            f"{prefix}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            f"{prefix}SOCKET_PATH": str(folder / "admin.sock"),
+            f"{prefix}METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            f"{prefix}SERVER_STATE_BASE": str(folder),
+            f"{prefix}SERVER_STATE_FILE": str(folder / "server-state"),
+            f"{prefix}STATS_PORT": str(free_port()),
+            f"{prefix}METRICS_PORT": str(free_port()),
+        }
 
-    Raises InvalidRunError.
+
+def replica(title: str, root_pid: int | None = None) -> int:
+    """The process of the only replica of `application:deployment` below `root_pid` (else below us).
+
+    Known by the title that Ray gives it. Raises InvalidRunError.
     """
     found = [
         process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if " ".join(process.info["cmdline"] or ()).startswith(f"ray::ServeReplica:{title}")
+        for process in _descendants(root_pid)
+        if _words(process).startswith(f"ray::ServeReplica:{title}")
     ]
     if len(found) != 1:
-        raise InvalidRunError(
-            f"need one replica of {title}, have {len(found)}: another Serve here?"
-        )
+        raise InvalidRunError(f"need one replica of {title}, have {len(found)}")
     return found[0]
+
+
+def ingress_pids() -> list[int]:
+    """Serve's own HAProxy below us, reloaded workers that drain included."""
+    return [
+        process.pid
+        for process in _descendants(None)
+        if (words := _words(process).split()) and "-dS" in words
+        if Path(words[0]).name == "haproxy"
+    ]
 
 
 def direct_port(pid: int, timeout_s: float = 10.0) -> int:
@@ -36,3 +67,14 @@ def direct_port(pid: int, timeout_s: float = 10.0) -> int:
                 return port
         time.sleep(0.2)
     raise InvalidRunError(f"replica {pid} has no direct ingress port: is HAProxy mode on?")
+
+
+def _descendants(root_pid: int | None) -> list[psutil.Process]:
+    return psutil.Process(root_pid or os.getpid()).children(recursive=True)
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

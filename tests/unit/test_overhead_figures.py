@@ -164,15 +164,16 @@ class TestEngine:
         assert of_direct([]) is None
 
     def test_one_variant_of_a_serve_file(self):
-        router = {"name": "router", "args": {"model": "m"}, "deployments": [{"name": "x"}]}
-        config = {"applications": [router, {"name": "a"}, {"name": "b"}], "proxy_location": "Head"}
+        args = {"model": "m", "ingress_url": "http://127.0.0.1:8000", "probe_interval_s": 2}
+        router = {"name": "router", "args": args}
+        config = {"applications": [router, {"name": "a"}, {"name": "b"}]}
         alone, model = one_variant(config, "b", 4711)
         assert model == "m"
         assert [app["name"] for app in alone["applications"]] == ["router", "b"]
         assert alone["http_options"]["port"] == 4711
-        user_config = alone["applications"][0]["deployments"][0]["user_config"]
-        assert user_config == {"split": {"b": 10_000}, "fallback": []}
-        assert config["applications"][0]["deployments"] == [{"name": "x"}]  # unchanged
+        own = alone["applications"][0]
+        assert own["args"] == {**args, "ingress_url": "http://127.0.0.1:4711"}
+        assert own["deployments"][0]["user_config"] == {"split": {"b": 10_000}, "fallback": []}
         with pytest.raises(ConfigError, match="need the applications `router` and `c`, have a, b"):
             one_variant(config, "c", 1)
 

@@ -1,0 +1,35 @@
+"""`quantile bench overhead` on a Serve instance of its own: every way is measured, and told."""
+
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from loadtests.relay_bench.budgets import Verdict
+from loadtests.relay_bench.nouns import DEPLOYED, DIRECT, HANDLES, HAPROXY, ROUTER
+from loadtests.relay_bench.report import Document
+
+pytestmark = pytest.mark.serve
+
+
+def test_one_small_round_of_every_way(tmp_path):
+    load = ["--rounds", "1", "--clients", "2", "--clients", "16", "--tokens", "16"]
+    words = [*load, "--ttft-ms", "20", "--itl-ms", "5"]
+    command = [sys.executable, "-m", "loadtests.relay_bench", *words, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode in (0, 1), done.stderr
+    document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
+    assert done.returncode == any(each.verdict is Verdict.MISSED for each in document.findings)
+    at = {(each.way, each.clients): each for each in document.figures}
+    ways = (DIRECT, HAPROXY, ROUTER, DEPLOYED, HANDLES)
+    assert at.keys() == {(way, clients) for way in ways for clients in (2, 16)}
+    for way in ways:
+        assert at[way, 16].streams_per_s.median > 20, way
+        assert (at[way, 16].added_p50_ms is None) == (way == DIRECT)
+    # The order of costs is not a matter of the machine's mood.
+    cost = {way: at[way, 16].cpu_us_per_token for way in ways}
+    assert cost[DIRECT] is None
+    assert cost[ROUTER].median < cost[HANDLES].median
+    assert at[DEPLOYED, 16].path_us_per_token.median > cost[DEPLOYED].median
+    assert "at most 2.5" in done.stdout
