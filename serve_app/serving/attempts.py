@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from serve_app.config.resilience import ResilienceConfig
-from serve_app.domain.errors import DeadlineError, MalformedRequestError, VariantUnavailableError
+from serve_app.domain.errors import DeadlineError, VariantUnavailableError
 from serve_app.domain.traffic import RouteDecision, RouteReason
 from serve_app.engines.engine import Scope
 from serve_app.routing.breaker import Breaker, BreakerState
 from serve_app.routing.retry_budget import RetryBudget
 from serve_app.serving.directory import VariantDirectory
-from serve_app.serving.http import TIMEOUT_HEADER, Headers, header
+from serve_app.serving.http import TIMEOUT_HEADER, Headers, asked_timeout_s
 from serve_app.serving.limits import AnswerLimit, AnswerLimits, Ending
 from serve_app.serving.relay import (
     Answer,
@@ -31,7 +31,6 @@ from serve_app.serving.relay import (
 from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.telemetry.metrics import RouterMetrics
 
-MAX_TIMEOUT_MS = 24 * 3600 * 1000
 _INGRESS_PAUSE_S = 0.05
 _NONE_OPEN: frozenset[str] = frozenset()
 
@@ -76,12 +75,10 @@ class Attempts:
 
         Raises MalformedRequestError for an `x-request-timeout-ms` that is no time.
         """
-        limit_ms = self._config.request_timeout_ms
-        asked = header(headers, TIMEOUT_HEADER)
-        if asked is not None:
-            asked_ms = _milliseconds(asked)
-            limit_ms = asked_ms if limit_ms is None else min(asked_ms, limit_ms)
-        return None if limit_ms is None else arrived_s + limit_ms / 1000
+        limit_s, asked_s = _seconds(self._config.request_timeout_ms), asked_timeout_s(headers)
+        if limit_s is None or (asked_s is not None and asked_s < limit_s):
+            limit_s = asked_s
+        return None if limit_s is None else arrived_s + limit_s
 
     def limit(self, deadline_s: float | None) -> AnswerLimit:
         """What bounds an answer that has begun."""
@@ -274,12 +271,3 @@ class Attempts:
 
 def _seconds(time_ms: int | None) -> float | None:
     return None if time_ms is None else time_ms / 1000
-
-
-def _milliseconds(asked: str) -> int:
-    if not (asked.isascii() and asked.isdecimal() and 0 < int(asked[:12]) <= MAX_TIMEOUT_MS):
-        raise MalformedRequestError(
-            f"{TIMEOUT_HEADER.decode()} is a whole number of milliseconds from 1 to "
-            f"{MAX_TIMEOUT_MS}, have {asked[:40]!r}"
-        )
-    return int(asked)

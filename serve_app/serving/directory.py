@@ -7,7 +7,13 @@ import msgspec
 
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.serving.http import CARD_PATH, UNREADABLE_JSON
-from serve_app.serving.relay import Relay, VariantBusyError, VariantDownError
+from serve_app.serving.relay import (
+    IngressDownError,
+    Relay,
+    ReplicaLostError,
+    VariantBusyError,
+    VariantDownError,
+)
 from serve_app.serving.sleepers import Sleepers
 from serve_app.serving.upstream import UpstreamTruncatedError
 
@@ -43,6 +49,7 @@ class VariantDirectory:
         self._may_sleep: frozenset[str] = frozenset()
         self._asleep: frozenset[str] = frozenset()
         self._ready: dict[str, bool] = {}
+        self._down: frozenset[str] = frozenset()
         self._silent: dict[str, int] = {}
 
     def follow(self, variants: Iterable[str], may_sleep: Iterable[str] = ()) -> None:
@@ -55,9 +62,8 @@ class VariantDirectory:
         for name in self._tasks.keys() - probed:
             self._tasks.pop(name).cancel()
         for name in {*self._ready, *self.cards, *self._silent} - wanted:
-            self._ready.pop(name, None)
+            self._forget(name)
             self.cards.pop(name, None)
-            self._silent.pop(name, None)
 
     def _follow_sleepers(self, names: frozenset[str]) -> None:
         if names == self._may_sleep:
@@ -76,7 +82,7 @@ class VariantDirectory:
     def has_woken(self, name: str) -> None:
         """The variant answered: that is newer than Serve's last word on it."""
         self._asleep -= {name}
-        self._ready[name] = True
+        self._found(name, ready=True)
 
     def is_ready(self, name: str) -> bool:
         """Whether the last probe found the variant ready."""
@@ -84,7 +90,7 @@ class VariantDirectory:
 
     def known_down(self) -> frozenset[str]:
         """Variants whose last probe was refused."""
-        return frozenset(name for name, ready in self._ready.items() if not ready)
+        return self._down
 
     def not_ready(self, variants: Iterable[str]) -> list[str]:
         """Those of `variants` that are neither ready nor asleep, in the given order."""
@@ -108,26 +114,42 @@ class VariantDirectory:
             if sleeping is not None:  # else a probe might wake one that sleeps
                 self._asleep = self._may_sleep & sleeping
                 for name in self._asleep:
-                    self._ready.pop(name, None)
-                    self._silent.pop(name, None)
+                    self._forget(name)
                 awake = self._may_sleep - self._asleep
                 await asyncio.gather(*(self._probe(name) for name in awake))
             await asyncio.sleep(self._interval_s * SLEEPER_INTERVALS)
+
+    def _found(self, name: str, *, ready: bool) -> None:
+        self._ready[name] = ready
+        self._down = self._down - {name} if ready else self._down | {name}
+
+    def _forget(self, name: str) -> None:
+        self._ready.pop(name, None)
+        self._silent.pop(name, None)
+        self._down -= {name}
 
     async def _probe(self, name: str) -> None:
         silent = self._silent.pop(name, 0)
         try:
             async with asyncio.timeout(self._timeout_s):
-                self.cards[name] = await self._fetch_card(name)
-            self._ready[name] = True
+                self.cards[name] = await self._card(name)
+            self._found(name, ready=True)
+        except (TimeoutError, IngressDownError):
+            # Slow is not down: a busy machine must not move all traffic. Nor is an ingress's pause.
+            self._silent[name] = silent + 1
+            if self._silent[name] >= SILENT_PROBES:
+                self._found(name, ready=False)
         except (VariantDownError, UpstreamTruncatedError, *UNREADABLE_JSON):
-            self._ready[name] = False
+            self._found(name, ready=False)
         except VariantBusyError:
             return  # full is not down: overload must not be pushed on to the others
-        except TimeoutError:
-            self._silent[name] = silent + 1  # nor is slow: a busy machine must not move all traffic
-            if self._silent[name] >= SILENT_PROBES:
-                self._ready[name] = False
+
+    async def _card(self, name: str) -> VariantCard:
+        """Asked for twice if its replica was lost: the end of one is not the end of all."""
+        try:
+            return await self._fetch_card(name)
+        except (ReplicaLostError, UpstreamTruncatedError):
+            return await self._fetch_card(name)
 
     async def _fetch_card(self, name: str) -> VariantCard:
         answer = await self._relay.ask(name, _PROBE_SCOPE, b"")

@@ -8,7 +8,12 @@ from typing import Any, Self
 
 import msgspec
 
-from serve_app.domain.errors import BodyTooLargeError, QuantileError, SlowBodyError
+from serve_app.domain.errors import (
+    BodyTooLargeError,
+    MalformedRequestError,
+    QuantileError,
+    SlowBodyError,
+)
 from serve_app.engines.engine import Receive, Scope, Send
 
 Headers = list[tuple[bytes, bytes]]
@@ -32,6 +37,7 @@ SHADOW_KEY = "quantile.shadow"
 UNREADABLE_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are no JSON, no UTF-8, or nested without end."""
 
+MAX_TIMEOUT_MS = 24 * 3600 * 1000
 _DRAIN_FACTOR = 8
 
 
@@ -45,6 +51,23 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
         if key == name:
             return value.decode("latin-1")
     return None
+
+
+def asked_timeout_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """How long the request may take, by its `x-request-timeout-ms`; None where it says nothing.
+
+    Raises MalformedRequestError for what is no time.
+    """
+    asked = header(headers, TIMEOUT_HEADER)
+    if asked is None:
+        return None
+    is_number = asked.isascii() and asked.isdecimal() and len(asked) <= len(str(MAX_TIMEOUT_MS))
+    if not is_number or not 0 < int(asked) <= MAX_TIMEOUT_MS:
+        raise MalformedRequestError(
+            f"{TIMEOUT_HEADER.decode()} is a whole number of milliseconds from 1 to "
+            f"{MAX_TIMEOUT_MS}, have {asked[:40]!r}"
+        )
+    return int(asked) / 1000
 
 
 def route_path(scope: Scope) -> str:

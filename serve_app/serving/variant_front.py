@@ -2,21 +2,28 @@
 
 Variants share the public ingress with the router. So each refuses requests without the internal
 token, exposes an allow-list of paths (an engine's operational endpoints are never public), and
-marks its answers: one without `x-variant` came from the ingress, not from the variant.
+marks its answers: one without `x-variant` came from the ingress, not from the variant. A request
+with `x-request-timeout-ms` ends in time, in the engine too.
 """
 
 import hmac
 from dataclasses import asdict
 
 from serve_app.domain.checkpoint import VariantCard
-from serve_app.domain.errors import UnknownPathError, VariantUnavailableError
+from serve_app.domain.errors import (
+    MalformedRequestError,
+    UnknownPathError,
+    VariantUnavailableError,
+)
 from serve_app.engines.engine import Engine, Message, Receive, Scope, Send
+from serve_app.serving.deadline import serve_within
 from serve_app.serving.hangup import serve_until_hangup
 from serve_app.serving.http import (
     CARD_PATH,
     ENGINE_HEADER,
     INTERNAL_TOKEN_HEADER,
     VARIANT_HEADER,
+    asked_timeout_s,
     header,
     route_path,
     send_error,
@@ -57,7 +64,18 @@ class VariantFront:
             await send_json(send, 200, self._card, [self._mark])
         else:
             self.served_total += scope["method"] == "POST"
-            await serve_until_hangup(self._engine.app, scope, receive, self._marked(send))
+            await self._serve(scope, receive, self._marked(send))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            limit_s = asked_timeout_s(scope["headers"])
+        except MalformedRequestError as error:
+            await send_error(send, error)
+            return
+        if limit_s is None:
+            await serve_until_hangup(self._engine.app, scope, receive, send)
+        else:
+            await serve_within(limit_s, self._engine.app, scope, receive, send)
 
     def _knows_token(self, scope: Scope) -> bool:
         given = header(scope["headers"], INTERNAL_TOKEN_HEADER)

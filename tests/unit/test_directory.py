@@ -2,12 +2,19 @@
 
 import asyncio
 import itertools
+import json
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
 from serve_app.serving.directory import SILENT_PROBES, VariantDirectory
-from serve_app.serving.relay import VariantBusyError, VariantDownError
+from serve_app.serving.relay import (
+    IngressDownError,
+    ReplicaLostError,
+    VariantBusyError,
+    VariantDownError,
+)
 from tests.fakes.relay import FakeAnswer, FakeRelay, FakeSleepers, card_of
 
 INTERVAL_S = 0.001
@@ -29,6 +36,10 @@ async def directory(relay):
     directory.close()
 
 
+def card_answer(name: str) -> FakeAnswer:
+    return FakeAnswer(json.dumps(asdict(card_of(name))).encode())
+
+
 def raising(error: Exception):
     def answer() -> FakeAnswer:
         raise error
@@ -43,6 +54,31 @@ async def test_down_is_known_at_the_next_probe_and_forgotten_when_it_is_back(rel
     relay.cards["a"] = card_of("a")
     await asyncio.sleep(0.02)
     assert directory.known_down() == set()
+
+
+async def test_the_end_of_one_replica_is_not_the_end_of_the_variant(relay, directory):
+    """The second question of the same probe reaches another replica."""
+    outcomes = itertools.cycle([raising(ReplicaLostError("lost")), lambda: card_answer("a")])
+    relay.cards["a"] = lambda: next(outcomes)()
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+        assert directory.known_down() == set()
+    relay.cards["a"] = raising(ReplicaLostError("lost"))
+    await asyncio.sleep(0.05)
+    assert directory.known_down() == {"a"}
+
+
+async def test_an_ingress_that_starts_anew_takes_no_variant_down(relay, directory):
+    outcomes = itertools.cycle(
+        [raising(IngressDownError("refused"))] * (SILENT_PROBES - 1) + [lambda: card_answer("a")]
+    )
+    relay.cards["a"] = lambda: next(outcomes)()
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+        assert directory.known_down() == set()
+    relay.cards["a"] = raising(IngressDownError("refused"))
+    await asyncio.sleep(0.05)
+    assert directory.known_down() == {"a"}
 
 
 async def test_full_is_not_down(relay, directory):

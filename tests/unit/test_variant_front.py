@@ -1,9 +1,11 @@
 """What stands before an engine: who may ask, for what, and who answered."""
 
+import json
 from dataclasses import asdict
 
 import pytest
 
+from serve_app.domain.errors import DeadlineError
 from serve_app.serving.variant_front import VariantFront
 from tests.fakes.asgi import Exchange
 from tests.fakes.engine import StubEngine
@@ -107,13 +109,17 @@ async def test_a_dead_engine_is_503_so_that_another_can_stand_in(variant, path):
     assert exchange.headers["x-variant"] == "awq"
     assert variant.reached == []
 
-
-async def test_an_engine_that_dies_on_a_request_answers_503_and_not_500(variant):
-    variant.status = 500
-    assert (await variant.ask("/v1/completions", KNOWN)()).status == 503
+    assert exchange.headers["x-quantile-engine"] == "dead"
 
 
-@pytest.mark.parametrize("status", [500, 400, 429])
+@pytest.mark.parametrize("status", [500, 503])
+async def test_an_engine_that_dies_on_a_request_answers_503_and_says_so(variant, status):
+    variant.status = status
+    exchange = await variant.ask("/v1/completions", KNOWN)()
+    assert (exchange.status, exchange.headers["x-quantile-engine"]) == (503, "dead")
+
+
+@pytest.mark.parametrize("status", [500, 503, 400, 429])
 async def test_a_living_engines_errors_are_its_own(variant, status):
     async def fails(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -123,8 +129,79 @@ async def test_a_living_engines_errors_are_its_own(variant, status):
     exchange = await variant.ask("/v1/completions", KNOWN)()
     assert (exchange.status, exchange.body) == (status, b"why")
     assert exchange.headers["x-variant"] == "awq"
+    assert "x-quantile-engine" not in exchange.headers
 
 
 async def test_the_lifespan_is_the_engines_even_without_a_token(variant):
     await variant.front({"type": "lifespan"}, None, None)
     assert variant.reached == ["lifespan"]
+
+
+class TestDeadline:
+    """`x-request-timeout-ms`: the engine stops in time, and is not heard after that."""
+
+    WITHIN = ("x-request-timeout-ms", "60")
+
+    @pytest.fixture
+    def variant(self, variant):
+        variant.heard = []
+
+        async def slow(scope, receive, send) -> None:
+            """Streams what `said` says, then waits for its client to leave, then says null."""
+            await receive()
+            for message in variant.said:
+                await send(message)
+            if variant.ends:
+                return
+            variant.heard.append((await receive())["type"])
+            if not variant.said:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"null"})
+
+        variant.engine.app, variant.said, variant.ends = slow, [], False
+        return variant
+
+    def streams(self, variant, *pieces: bytes, kind: str = "text/event-stream") -> None:
+        head = {"type": "http.response.start", "status": 200}
+        variant.said = [head | {"headers": [(b"content-type", kind.encode())]}]
+        variant.said += [
+            {"type": "http.response.body", "body": piece, "more_body": True} for piece in pieces
+        ]
+
+    async def test_before_the_answer_it_is_504(self, variant):
+        exchange = await variant.ask("/v1/completions", KNOWN, self.WITHIN)()
+        assert (exchange.status, exchange.json["error"]["code"]) == (504, "deadline_exceeded")
+        assert "0.06 s" in exchange.json["error"]["message"]
+        assert exchange.headers["x-variant"] == "awq"
+        assert variant.heard == ["http.disconnect"]
+
+    async def test_in_a_stream_it_is_an_error_event_after_the_last_whole_one(self, variant):
+        self.streams(variant, b"data: 1\n\n", b"data: 2\n\ndata: {ha")
+        exchange = await variant.ask("/v1/completions", KNOWN, self.WITHIN)()
+        *whole, last, end = exchange.body.split(b"\n\n")
+        assert whole == [b"data: 1", b"data: 2"] and end == b""
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+        assert exchange.over and variant.heard == ["http.disconnect"]
+
+    async def test_any_other_answer_is_cut(self, variant):
+        self.streams(variant, b'{"half": ', kind="application/json")
+        exchange = variant.ask("/v1/completions", KNOWN, self.WITHIN)
+        with pytest.raises(DeadlineError):
+            await exchange()
+        assert not exchange.over and variant.heard == ["http.disconnect"]
+
+    async def test_who_is_in_time_is_not_touched(self, variant):
+        self.streams(variant, b"data: 1\n\n", b"data: [DO", b"NE]\n\n")
+        variant.said[-1]["more_body"] = False
+        variant.ends = True
+        exchange = await variant.ask("/v1/completions", KNOWN, self.WITHIN)()
+        assert exchange.body == b"data: 1\n\ndata: [DONE]\n\n"
+        assert variant.heard == []
+
+    @pytest.mark.parametrize("asked", ["0", "-1", "1.5", "soon", "9" * 30, "\xb2", ""])
+    async def test_what_is_no_time_is_the_callers_fault(self, variant, asked):
+        header = ("x-request-timeout-ms", asked)
+        exchange = await variant.ask("/v1/completions", KNOWN, header)()
+        assert (exchange.status, exchange.json["error"]["code"]) == (400, "invalid_request")
+        assert "whole number of milliseconds" in exchange.json["error"]["message"]
+        assert exchange.headers["x-variant"] == "awq"
