@@ -23,6 +23,8 @@ PATHS = (
     "/tokenize",
     "/detokenize",
 )
+KEY = "qtl-" + "k" * 43
+"""An API key that is good at the router that is fuzzed."""
 JSON_TYPE = ("content-type", "application/json")
 
 
@@ -53,6 +55,8 @@ def _case(family: str, *pieces: bytes | float, **more: Any) -> Case:
 def canary(rng: random.Random, number: int) -> Case:
     """A good request: whatever else is going on, it is served."""
     headers = [JSON_TYPE, ("x-session-id", f"canary-{number}")]
+    if rng.random() < 0.5:
+        headers.append(("authorization", f"Bearer {KEY}"))
     body = chat(stream=bool(number % 2))
     return _case("canary", request(body=body, headers=headers), expects=frozenset({200}))
 
@@ -86,6 +90,23 @@ def header_flood(rng: random.Random, number: int) -> Case:
         name = rng.choice(["x-session-id", "x-request-id", "authorization", "cookie"])
         headers = [(name, f"{number}" + "s" * size)] * min(n, 50)
     return _case("header flood", request(body=chat(), headers=[JSON_TYPE, *headers]))
+
+
+def just_too_large(rng: random.Random, number: int) -> Case:
+    """Headers that fit the ingress on the way in, and may not on the router's way to a variant."""
+    if rng.random() < 0.5:
+        headers = [(f"x-near-{i}", str(number)) for i in range(rng.randrange(88, 101))]
+    else:
+        headers = [("x-near", "v" * rng.randrange(14_400, 15_360))]
+    raw = request(body=chat(), headers=[JSON_TYPE, *headers])
+    return _case("headers at the limit", raw, expects=frozenset({200, 400, 431}))
+
+
+def stalled_body(rng: random.Random, number: int) -> Case:
+    """A body that never comes to its end, of a client that waits for its answer all the same."""
+    raw = request(body=chat(pad="x" * 50), headers=[JSON_TYPE])
+    cut = rng.randrange(len(raw) - 60, len(raw))
+    return _case("stalled body", raw[:cut], expects=frozenset({408}))
 
 
 def slow_body(rng: random.Random, number: int) -> Case:
@@ -205,7 +226,9 @@ FAMILIES: Mapping[str, tuple[Callable[[random.Random, int], Case], float]] = {
     "canary": (canary, 0.04),
     "session": (session, 0.05),
     "header flood": (header_flood, 0.02),
-    "slow body": (slow_body, 0.02),
+    "headers at the limit": (just_too_large, 0.01),
+    "slow body": (slow_body, 0.019),
+    "stalled body": (stalled_body, 0.001),
     "broken JSON": (broken_json, 0.04),
     "wrong length": (wrong_length, 0.02),
     "chunked": (chunked_body, 0.01),

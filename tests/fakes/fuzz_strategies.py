@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from hypothesis import strategies as st
 
-from tests.fakes.fuzz_cases import ALIAS, PATHS, Case
+from tests.fakes.fuzz_cases import ALIAS, KEY, PATHS, Case
 from tests.fakes.wire import Talk, request
 
 _TEXT = st.text(max_size=40)
@@ -50,6 +50,7 @@ _HEADER_NAMES = st.sampled_from(
         "x-quantile-internal",
         "x-quantile-shadow",
         "x-request-timeout-seconds",
+        "x-request-timeout-ms",
         "x-cohort",
         "authorization",
         "content-type",
@@ -67,7 +68,9 @@ _HEADER_NAMES = st.sampled_from(
 # Visible bytes, spaces, tabs and the upper half, as RFC 9110 section 5.5 lets them pass.
 _HEADER_VALUES = st.text(
     st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=60
-) | st.sampled_from(["Bearer sk-1", "100-continue", "0.001", "-1", "nan", "1e999", "none", "a"])
+) | st.sampled_from(
+    ["Bearer sk-1", f"Bearer {KEY}", "100-continue", "0.001", "-1", "nan", "1e999", "none", "a"]
+)
 
 
 def _encoded(value: Any) -> bytes:

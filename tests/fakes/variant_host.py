@@ -25,6 +25,16 @@ from tests.fakes.router_process import TOKEN, bound_socket
 PREFIX = "/variants/"
 
 
+MAX_HEAD_BYTES, MAX_HEADERS = 16_384 - 1_024, 101
+"""HAProxy's, as Serve runs it: `tune.bufsize` less `tune.maxrewrite`, and `tune.http.maxhdr`."""
+
+
+def is_too_large(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether HAProxy would refuse a request with these headers."""
+    n_bytes = sum(len(name) + len(value) + 4 for name, value in headers)
+    return n_bytes > MAX_HEAD_BYTES or len(headers) > MAX_HEADERS
+
+
 class VariantHost:
     """The ASGI application: `scripts` are the fake engines' scripts by variant."""
 
@@ -39,6 +49,9 @@ class VariantHost:
         front = self._fronts.get(name)
         if front is None:
             await send_bytes(send, 404, b"Path not found", b"text/plain")
+            return
+        if is_too_large(scope["headers"]):
+            await send_bytes(send, 400, b"<html>400 Bad request</html>", b"text/html")
             return
         prefix = PREFIX + name
         await front({**scope, "path": scope["path"].removeprefix(prefix)}, receive, send)

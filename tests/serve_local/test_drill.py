@@ -10,153 +10,46 @@ import os
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
 import psutil
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.observe.pages import read_page
-from serve_app.config.schema import RouterUserConfig
+from serve_app.domain.traffic import RouteReason
 from serve_app.serving.local_serve import LocalServe
+from serve_app.serving.openapi import ERRORS
 from tests.fakes.drill import Driver, Fate, Row, Sent, rows, table
-from tests.fakes.serve_client import metrics_file, replica_pids
+from tests.fakes.drill_instance import (
+    COUNTERS,
+    GHOST,
+    MODEL,
+    N_TOKENS,
+    PORT,
+    SCRIPT,
+    SHARES,
+    Config,
+    Instance,
+    counters,
+    engines_of,
+    families,
+    replica_of,
+    until,
+)
+from tests.fakes.fuzz_cases import Case, cases
+from tests.fakes.fuzz_judge import complaints
+from tests.fakes.serve_client import replica_pids
+from tests.fakes.variant_host import MAX_HEAD_BYTES, MAX_HEADERS
+from tests.fakes.wire import Wire
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
 
-MODEL, PORT = "m", 8170
-RATE_PER_S, N_TOKENS = 10.0, 20
-SCRIPT = {"ttft_ms": 40, "itl_ms": 15, "output_tokens": N_TOKENS, "own_process": True}
-SCRIPTS: dict[str, dict[str, Any]] = {
-    "a": SCRIPT,
-    "b": SCRIPT,
-    "slow": {**SCRIPT, "ttft_ms": 20_000},
-    "hungry": {**SCRIPT, "faults": [{"kind": "OutOfMemory", "at": 1}]},
-}
-GHOST = "ghost"
-"""A variant of the split without an application."""
-SHARES = {"a": 6000, "b": 4000, "slow": 0, "hungry": 0, GHOST: 0}
+RATE_PER_S = 10.0
+N_FUZZED = 1500
 SETTLE_S = 2.0
 SEEN_S = 0.25
 """How much later than the killed process sent it a first byte may be seen here."""
-COUNTERS = {
-    "retried": "ray_quantile_router_retries_total",
-    "broken off": "ray_quantile_router_broken_streams_total",
-    "mirrored": "ray_quantile_shadow_mirrored_total",
-}
-
-
-class Config:
-    """The Serve file, as the drill changes it."""
-
-    def __init__(self) -> None:
-        self.shares = dict(SHARES)
-        self.replicas = 1
-        self.script_of_a: dict[str, Any] = SCRIPT
-        self.shadow: dict[str, Any] | None = None
-
-    def user_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"split": self.shares, "fallback": ["a", "b"]}
-        if self.shadow is not None:
-            config["shadow"] = self.shadow
-        RouterUserConfig.model_validate(config)
-        return config
-
-    def file(self) -> dict[str, Any]:
-        router = {
-            "name": "router",
-            "route_prefix": "/",
-            "import_path": "serve_app.app:router",
-            "args": {"model": MODEL, "ingress_url": f"http://127.0.0.1:{PORT}"},
-            "deployments": [
-                {"name": "VariantRouter", "num_replicas": 2, "user_config": self.user_config()}
-            ],
-        }
-        return {
-            "proxy_location": "HeadOnly",
-            "http_options": {"host": "127.0.0.1", "port": PORT},
-            "applications": [router, *(self._variant(name) for name in SCRIPTS)],
-        }
-
-    def _variant(self, name: str) -> dict[str, Any]:
-        script = self.script_of_a if name == "a" else SCRIPTS[name]
-        n = self.replicas if name == "a" else 1
-        return {
-            "name": name,
-            "route_prefix": f"/variants/{name}",
-            "import_path": "serve_app.app:variant",
-            "args": {
-                "model": MODEL,
-                "name": name,
-                "checkpoint": "none",
-                "method": "awq",
-                "engine": {"kind": "fake", "fake": script},
-            },
-            "deployments": [{"name": "VariantServer", "num_replicas": n}],
-        }
-
-
-class Instance:
-    """The running instance, as the drill looks at it and changes it."""
-
-    def __init__(self, serve: LocalServe, client: httpx.AsyncClient) -> None:
-        self.serve = serve
-        self.config = Config()
-        self._client = client
-        token = Path.home().joinpath(".ray", "auth_token").read_text().strip()
-        self._auth = {"Authorization": f"Bearer {token}"}
-
-    async def change(self, **changes: Any) -> None:
-        """Put the changed configuration over Serve's REST API."""
-        for name, value in changes.items():
-            setattr(self.config, name, value)
-        url = f"{self.serve.dashboard_url}/api/serve/applications/"
-        answer = await self._client.put(url, json=self.config.file(), headers=self._auth)
-        answer.raise_for_status()
-
-    async def status(self, variant: str = "a") -> dict[str, Any]:
-        answer = await self._client.get(f"{self.serve.base_url}/status")
-        return answer.json()["variants"][variant]
-
-    async def replicas_are(self, n: int, variant: str = "a") -> bool:
-        replicas = (await self.status(variant))["replicas"]
-        return replicas == {"running": n, "target": n}
-
-    async def shares_are(self, shares: dict[str, int]) -> bool:
-        """By every router replica: eight answers in a row say so."""
-        url = f"{self.serve.base_url}/v1/models/{MODEL}"
-        answers = [(await self._client.get(url)).json() for _ in range(8)]
-        return all(answer.get("shares_bp") == shares for answer in answers)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what: str) -> None:
-    """Until it holds; a question that fails is asked again."""
-    end_s = time.monotonic() + within_s
-    while True:
-        try:
-            if await condition():
-                return
-        except (httpx.HTTPError, ValueError, KeyError):
-            pass
-        assert time.monotonic() < end_s, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(0.25)
-
-
-def engines_of(replica: int) -> list[psutil.Process]:
-    """The processes of a replica's engine."""
-    children = psutil.Process(replica).children(recursive=True)
-    return [each for each in children if "fake_child" in " ".join(each.cmdline())]
-
-
-def replica_of(variant: str) -> int:
-    """The youngest: one that was replaced may still be there, to finish what it has."""
-    return max(
-        replica_pids(f"{variant}:VariantServer"), key=lambda pid: psutil.Process(pid).create_time()
-    )
 
 
 class Drill:
@@ -197,9 +90,7 @@ class Drill:
     async def _killed(self, phase: str, pid: int) -> None:
         """Kill a process of `a` while streams run on it; until there is another replica."""
         before = replica_pids("a:VariantServer")
-        async with asyncio.timeout(10):
-            while not self.driver.in_flight("a"):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
+        await until(self._streams_run, 10, "a stream on a")
         self.killed_s[phase] = time.monotonic()
         os.kill(pid, signal.SIGKILL)
 
@@ -233,6 +124,9 @@ class Drill:
     async def shadow_off(self) -> None:
         await self.instance.change(shadow=None)
         await asyncio.sleep(SETTLE_S)
+
+    async def _streams_run(self) -> bool:
+        return any(each.streams for each in self.driver.in_flight("a"))
 
     async def _shadow(self, variant: str) -> None:
         await self.instance.change(shadow={"variant": variant, "share_bp": 10_000})
@@ -314,28 +208,51 @@ def _listing(requests: list[Sent]) -> str:
     return "\n".join(f"{n} x {key}" for key, n in counts.most_common(15))
 
 
-def counters(serve_pid: int) -> dict[str, float]:
-    """The routers' counters by our names for them, over all replicas that Ray's pages tell of."""
-    found = dict.fromkeys(COUNTERS, 0.0)
-    names = {metric: name for name, metric in COUNTERS.items()}
-    for family in families(serve_pid):
-        for sample in family.samples:
-            if (name := names.get(sample.name)) is not None:
-                found[name] += sample.value
-    return found
+async def test_nothing_that_a_client_sends_harms_those_behind_the_ingress(
+    serve: LocalServe,
+) -> None:
+    """The seeded families of the fuzz, through Serve's ingress on both sides of the router."""
+    wire, wrong, canaries = Wire(PORT), [], Counter[tuple[str | None, str | None]]()
+    asked = [each for each in cases(N_FUZZED, seed=27, first_number=0) if not _waits(each)]
+
+    async def work(waiting: Iterator[Case]) -> None:
+        for case in waiting:
+            outcome = await wire.talk(case.talk)
+            found = complaints(
+                case.talk,
+                outcome,
+                well_formed=case.well_formed and _fits(case),
+                variants=SHARES,
+                cut=(),
+            )
+            wrong.extend(f"{case.family}: {text}" for text in found)
+            for reply in outcome.replies:
+                if case.expects is not None and _fits(case) and reply.status not in case.expects:
+                    wrong.append(f"{case.family}: status {reply.status}: {reply.body[:200]!r}")
+                if case.family == "canary":
+                    canaries[reply.header("x-variant"), reply.header("x-route-reason")] += 1
+
+    waiting = iter(asked)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(16):
+            group.create_task(work(waiting))
+    print(f"\n{sum(each.n_requests for each in asked)} requests; canaries: {dict(canaries)}")
+    if wrong:
+        pytest.fail(f"{len(wrong)} wrong answers:\n" + "\n".join(wrong[:20]))
+    assert canaries.keys() <= {("a", "sticky"), ("b", "sticky")}, canaries
 
 
-def families(serve_pid: int) -> list[Any]:
-    """Every metric on Ray's pages. A page that is not there at the moment tells nothing."""
-    found: list[Any] = []
-    for group in yaml.safe_load(metrics_file(serve_pid).read_text()):
-        for target in group["targets"]:
-            try:
-                page = read_page(f"http://{target}/metrics", 5.0)
-            except OSError:
-                continue
-            found += text_string_to_metric_families(page)
-    return found
+def _waits(case: Case) -> bool:
+    """Whether it asks the variant that takes twenty seconds."""
+    return any(isinstance(each, bytes) and b"@slow" in each for each in case.talk.pieces)
+
+
+def _fits(case: Case) -> bool:
+    """Whether the ingress takes its headers; else it answers 400 by itself."""
+    head = case.talk.pieces[0]
+    assert isinstance(head, bytes)
+    head = head.partition(b"\r\n\r\n")[0]
+    return len(head) < MAX_HEAD_BYTES and head.count(b"\r\n") <= MAX_HEADERS
 
 
 def test_labels_of_the_routers_metrics_are_names_that_we_gave(serve: LocalServe) -> None:
@@ -348,5 +265,5 @@ def test_labels_of_the_routers_metrics_are_names_that_we_gave(serve: LocalServe)
                     if label in sample.labels:
                         values[label].add(sample.labels[label])
     assert {"a", "b"} <= values["variant"] <= {*SHARES, "none"}
-    assert values["status"] <= {"200", "503"}
-    assert values["reason"] <= {"weighted", "fallback", "local", "rejected"}
+    assert values["status"] <= {"200", *map(str, ERRORS)}
+    assert values["reason"] <= set(RouteReason)
