@@ -31,7 +31,7 @@ from serve_app.serving.shadow_work import ShadowWork
 from serve_app.telemetry.metrics import ShadowMetrics
 
 _REMEMBERED = 4096
-"""Ids of mirrored requests that are remembered, so that a retry is not mirrored again."""
+"""Mirrored requests whose ids are remembered, so that a retry is not mirrored again."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,7 +57,7 @@ class Shadow:
         self._tally = ShadowTally(metrics)
         self._work = ShadowWork(wall_clock)
         self._circuit = Circuit(1, 0.0)
-        self._seen: dict[str, None] = {}
+        self._seen: dict[int, None] = {}
         self._queue: deque[Tap] = deque()
         self._live: set[Tap] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,12 +155,12 @@ class Shadow:
             return Drop.BODY_TOO_LARGE
         if self._circuit.pause_left_s(self._clock()):
             return Drop.PAUSED
-        return Drop.REPEATED if request_id in self._seen else None
+        return Drop.REPEATED if hash(request_id) in self._seen else None
 
     def _remember(self, request_id: str) -> None:
         if len(self._seen) >= _REMEMBERED:
             del self._seen[next(iter(self._seen))]
-        self._seen[request_id] = None
+        self._seen[hash(request_id)] = None  # an id may be as long as a client likes
 
     def _admit(self, tap: Tap) -> None:
         if tap.is_over:
@@ -172,6 +172,8 @@ class Shadow:
             return
         if tap.config.only_greedy and not tap.asked.is_greedy:
             self.drop(tap, Drop.SAMPLED)
+        elif self._circuit.pause_left_s(self._clock()):
+            self.drop(tap, Drop.PAUSED)
         elif self._n_running < tap.config.max_concurrent:
             self._start(tap)
         elif len(self._queue) < tap.config.max_queued:

@@ -17,6 +17,9 @@ from serve_app.serving.shadow_text import (
 )
 
 COMPARED = "compared"
+MAX_CHARS = 256 * 1024
+"""The longest text that is compared, far beyond any answer: a single step on a longer one would
+keep the interpreter from the event loop for more than some milliseconds."""
 _DIGEST_BYTES = 16
 
 
@@ -91,21 +94,22 @@ def breathe() -> None:
 
 def compare(pair: Pair) -> Result:
     """Read both answers and compare them."""
-    readings: list[Reading | None] = []
+    readings = []
     sides = (
-        (pair.primary, Drop.PRIMARY_UNREADABLE, Drop.PRIMARY_FAILED),
-        (pair.candidate, Drop.SHADOW_UNREADABLE, Drop.SHADOW_FAILED),
+        (pair.primary, Drop.PRIMARY_UNREADABLE, Drop.PRIMARY_FAILED, Drop.PRIMARY_TOO_LARGE),
+        (pair.candidate, Drop.SHADOW_UNREADABLE, Drop.SHADOW_FAILED, Drop.SHADOW_TOO_LARGE),
     )
-    for pieces, unreadable, failed in sides:
+    for pieces, unreadable, failed, too_large in sides:
         try:
-            readings.append(read_answer(b"".join(pieces), breathe))
+            reading = read_answer(b"".join(pieces), breathe)
         except UnreadableAnswerError:
             return Result(unreadable)
         except ErrorInStreamError:
             return Result(failed)
+        if len(reading.text) > MAX_CHARS:
+            return Result(too_large)
+        readings.append(reading)
     primary, candidate = readings
-    assert primary is not None
-    assert candidate is not None
     breathe()
     return Result(None, agree(primary, candidate), (primary, candidate))
 

@@ -95,7 +95,12 @@ class Tap:
             self.primary_end.set_result(End(status, ttft_s, duration_s))
 
     def hold(self, n_bytes: int, extra_bytes: int = _PIECE_BYTES) -> bool:
-        """Count bytes that are kept until the end. Whether all that is held is within its limit."""
+        """Count bytes that are kept until the end. Whether all that is held is within its limit.
+
+        A tap that is over keeps nothing: an answer may still bring bytes while its task is stopped.
+        """
+        if self.is_over:
+            return False
         taken = n_bytes + extra_bytes
         self._held_bytes += taken
         self._held.n_bytes += taken

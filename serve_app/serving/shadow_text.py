@@ -81,7 +81,10 @@ def read_answer(body: bytes, breathe: Callable[[], object] = lambda: None) -> Re
         for place, choice in enumerate(event.choices or ()):
             # In a whole body several tool calls or choices may leave out the index of their place.
             index = choice.index if is_stream or choice.index else place
-            written.setdefault(index, _Written()).take(choice, is_stream)
+            into = written.get(index)
+            if into is None:
+                into = written[index] = _Written()
+            into.take(choice, is_stream)
         if event.usage is not None and event.usage.completion_tokens is not None:
             completion_tokens = event.usage.completion_tokens
         if count % EVENTS_PER_BREATH == 0:
@@ -118,14 +121,17 @@ class _Written:
 
     def take(self, choice: _Choice, is_stream: bool) -> None:
         said = choice.delta or choice.message or _EMPTY
-        self.reasoning += filter(None, (said.reasoning or said.reasoning_content,))
-        self.content += filter(None, (choice.text, said.content, said.refusal))
+        if text := choice.text or said.content or said.refusal:
+            self.content.append(text)
+        if thought := said.reasoning or said.reasoning_content:
+            self.reasoning.append(thought)
         for place, call in enumerate(said.tool_calls or ()):
             self._take_call(call.index if is_stream else place, call.function or _Function())
-        self.finish_reason = choice.finish_reason or self.finish_reason
+        if choice.finish_reason is not None:
+            self.finish_reason = choice.finish_reason
         if choice.token_ids is not None:
             self.token_ids += choice.token_ids
-        elif choice.text or not _is_opening(said):
+        elif text or thought or said.tool_calls:
             self.tells_tokens = False
 
     def _take_call(self, index: int, function: _Function) -> None:
@@ -139,13 +145,6 @@ class _Written:
         calls = ["".join(self.calls[index]) + ")" for index in sorted(self.calls)]
         parts = ["".join(self.reasoning), "".join(self.content), *calls]
         return "\n".join(part for part in parts if part)
-
-
-def _is_opening(said: _Message) -> bool:
-    """Whether it is the event that opens a chat: a role, and empty content."""
-    return not (
-        said.content or said.reasoning or said.reasoning_content or said.refusal or said.tool_calls
-    )
 
 
 def _reading(choices: Iterable[_Written], completion_tokens: int | None) -> Reading:

@@ -10,6 +10,7 @@ from serve_app.config.shadow import ShadowConfig
 from serve_app.serving.http import SHADOW_KEY
 from serve_app.serving.relay import VariantDownError
 from serve_app.serving.shadow import Shadow
+from serve_app.serving.shadow_ask import DroppedError
 from serve_app.serving.shadow_tap import Tap
 from serve_app.serving.upstream import UpstreamTruncatedError
 from tests.fakes.relay import FakeAnswer, FakeRelay, busy
@@ -65,6 +66,14 @@ class Bench:
         """Until nothing is under way."""
         for _ in range(10_000):
             if not (self.shadow._live or self.shadow._tasks or self.shadow._work._n_waiting):
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("something is under way for ever")
+
+    async def rest_of(self, *waiting: Tap) -> None:
+        """The same, but for requests whose answer has not begun."""
+        for _ in range(10_000):
+            if self.shadow._live <= set(waiting) and not self.shadow._tasks:
                 return
             await asyncio.sleep(0.001)
         raise AssertionError("something is under way for ever")
@@ -281,6 +290,20 @@ async def test_a_fault_of_our_own_is_logged_and_stays_here(bench, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("primary", "candidate", "reason"),
+    [
+        ("x" * 300_000, "x", "primary_too_large"),
+        ("x", "x" * 300_000, "shadow_too_large"),
+    ],
+)
+async def test_texts_that_would_take_too_long_to_compare(bench, primary, candidate, reason):
+    bench.answers(said(candidate))
+    bench.serve(primary)
+    await bench.rest()
+    assert bench.metrics.why() == {reason: 1}
+
+
 async def test_a_primary_that_cannot_be_read(bench):
     bench.answers(said("x"))
     tap = bench.tap()
@@ -433,6 +456,38 @@ async def test_other_limits_leave_what_is_under_way_and_let_the_queue_go_on(benc
     release.set()
     await bench.rest()
     assert bench.metrics.mirrored["a", "b", "greedy"] == 3
+
+
+async def test_bytes_that_come_while_the_mirror_is_stopped_are_not_held(bench):
+    """A socket may bring a piece between the drop and the end of the task that reads it."""
+
+    class Late(FakeAnswer):
+        async def hand_on(self, sink) -> None:
+            self.sink = sink
+            await asyncio.Event().wait()
+
+    bench.relay.scripts["b"] = Late
+    tap = bench.tap()
+    tap.piece(b"x")
+    await asyncio.sleep(0.01)
+    tap.ended(200, False, 0.1, 0.1)
+    with pytest.raises(DroppedError):
+        await bench.relay.answers[0].sink(b"late")
+    await bench.rest()
+    assert bench.view["held_bytes"] == 0
+    assert bench.metrics.why() == {"primary_failed": 1}
+
+
+async def test_a_request_that_begins_during_a_pause_is_dropped(bench):
+    bench.configure(pause_after_failures=1)
+    bench.answers(b"", status=500)
+    early = bench.tap()
+    bench.serve()
+    await bench.rest_of(early)
+    early.piece(said("x"))
+    await asyncio.sleep(0.01)
+    assert bench.metrics.why() == {"shadow_failed": 1, "paused": 1}
+    early.ended(200, True, 0.1, 0.1)
 
 
 async def test_the_end_is_told_once(bench):
