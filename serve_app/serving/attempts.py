@@ -110,7 +110,7 @@ class Attempts:
                 answer = await self._attempt(variant, scope, body, deadline_s)
             except VariantBusyError as error:
                 failures.append(f"{variant}: {error}")
-                if again and isinstance(error, ReplicaLostError | IngressDownError):
+                if again and self._may_have_another(variant, error):
                     again -= 1
                 else:
                     del waiting[0]
@@ -214,6 +214,12 @@ class Attempts:
             answer.close()
             raise
         return answer
+
+    def _may_have_another(self, variant: str, error: VariantBusyError) -> bool:
+        """Whether the variant itself can be asked again at once: another replica may take it."""
+        breaker = self._breakers.get(variant)
+        is_open = breaker is not None and breaker.blocks(self._clock())
+        return isinstance(error, ReplicaLostError | IngressDownError) and not is_open
 
     def _breaker(self, variant: str) -> Breaker | None:
         breaker = self._breakers.get(variant)
