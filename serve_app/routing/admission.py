@@ -58,7 +58,6 @@ class Reason(StrEnum):
 
     NO_KEY = "no_key"
     BAD_KEY = "bad_key"
-    NOT_ALLOWED = "not_allowed"
     HEADERS = "headers_too_large"
     REQUEST_RATE = "request_rate"
     TOKEN_RATE = "token_rate"  # noqa: S105 - a label

@@ -23,7 +23,7 @@ from serve_app.routing.admission import Account, Reason, TokensNeed
 from serve_app.routing.fair_queue import FairQueue, Line, Turn, Waiter
 from serve_app.serving.admission_keys import KeyFile
 from serve_app.serving.admission_refusals import busy_error, limit_error, limit_headers
-from serve_app.serving.admission_ticket import NO_NEED, Caller, Ticket
+from serve_app.serving.admission_ticket import NO_NEED, Principal, Ticket
 from serve_app.serving.http import BodyTimes
 from serve_app.telemetry.admission_counts import AdmissionCounts, TenantLabels
 from serve_app.telemetry.metrics import AdmissionMetrics
@@ -65,8 +65,8 @@ class Admission:
         self._mean_hold_s: float | None = None
         self._keys: KeyFile | None = None
         self._ring = NO_KEYS
-        self._callers: dict[str, Caller] = {}
-        self._anonymous: Caller | None = None
+        self._principals: dict[str, Principal] = {}
+        self._anonymous: Principal | None = None
         self.config = AdmissionConfig()
         self.body_times = BodyTimes()
         self._apply(NO_KEYS)
@@ -112,7 +112,7 @@ class Admission:
         """`identify` and `enter` in one."""
         return await self.enter(self.identify(scope), need)
 
-    def identify(self, scope: Scope) -> Caller:
+    def identify(self, scope: Scope) -> Principal:
         """Who asks, by its API key; before its body is read.
 
         Raises HeadersTooLargeError, InvalidKeyError.
@@ -139,7 +139,7 @@ class Admission:
             return self._anonymous
         return self._owner(given, n_given)
 
-    def _owner(self, given: bytes | None, n_given: int) -> Caller:
+    def _owner(self, given: bytes | None, n_given: int) -> Principal:
         token = b"" if given is None else given.strip()
         if token[: len(_BEARER)].lower() == _BEARER:
             token = token[len(_BEARER) :].strip()
@@ -159,41 +159,41 @@ class Admission:
             raise InvalidKeyError(
                 "this API key opens nothing here: it is wrong, has expired, or was taken back"
             )
-        return self._callers[name]
+        return self._principals[name]
 
-    async def enter(self, caller: Caller, need: TokensNeed | None = None) -> Ticket:
-        """A place for one request of `caller`, now or after a wait.
+    async def enter(self, principal: Principal, need: TokensNeed | None = None) -> Ticket:
+        """A place for one request of `principal`, now or after a wait.
 
         The ticket must be released. Raises RateLimitError, QuotaError. Cancelled, it leaves its
         place to others.
         """
         need = need or NO_NEED
-        account = caller.account
+        account = principal.account
         if account is not None:
             now_s = self._clock()
             refusal = account.reserve(need.prompt + need.completion, now_s)
             if refusal is not None:
-                raise self._refuse(caller, refusal.reason, limit_error(caller.name, refusal))
-        line = self._queue.line(caller.name, caller.concurrent)
+                raise self._refuse(principal, refusal.reason, limit_error(principal.name, refusal))
+        line = self._queue.line(principal.name, principal.concurrent)
         if not self._queue.enter(line):
             try:
-                await self._wait(caller, line)
+                await self._wait(principal, line)
             except BaseException:
                 if account is not None:
                     account.cancel(need.prompt + need.completion, self._clock())
                 raise
-        self._counts.requests[caller.label] += 1
-        return Ticket(caller, need, line, self._clock, self._ended)
+        self._counts.requests[principal.label] += 1
+        return Ticket(principal, need, line, self._clock, self._ended)
 
-    async def _wait(self, caller: Caller, line: Line) -> None:
+    async def _wait(self, principal: Principal, line: Line) -> None:
         """Until the request has a place. Raises RateLimitError."""
         is_own_limit = not line.is_below_limit
-        after_s = self._place_in_s(caller, line)
+        after_s = self._place_in_s(principal, line)
         waiter, displaced = self._queue.wait(line)
         if displaced is not None:
             self._wake([displaced])
         if waiter is None:
-            raise self._busy(Reason.QUEUE_FULL, caller, after_s)
+            raise self._busy(Reason.QUEUE_FULL, principal, after_s)
         began_s = self._clock()
         wake = self._wakes[waiter] = asyncio.get_running_loop().create_future()
         try:
@@ -207,10 +207,10 @@ class Admission:
         if waiter.turn is Turn.SERVED:
             return
         if waiter.turn is Turn.DISPLACED:
-            raise self._busy(Reason.QUEUE_FULL, caller, self._place_in_s(caller, line))
+            raise self._busy(Reason.QUEUE_FULL, principal, self._place_in_s(principal, line))
         self._wake(self._queue.give_up(waiter))
         reason = Reason.TENANT_BUSY if is_own_limit else Reason.SATURATED
-        raise self._busy(reason, caller, self._place_in_s(caller, line))
+        raise self._busy(reason, principal, self._place_in_s(principal, line))
 
     def _wake(self, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:
@@ -222,9 +222,13 @@ class Admission:
         held_s = self._clock() - ticket.began_s
         mean_s = self._mean_hold_s
         self._mean_hold_s = held_s if mean_s is None else mean_s + _HOLD_WEIGHT * (held_s - mean_s)
+        if (used := ticket.used) is not None:
+            for kind, tokens in zip(("prompt", "completion"), used, strict=True):
+                if tokens is not None:
+                    self._counts.tokens[ticket.principal.label, kind] += tokens
         self._wake(self._queue.leave(line))
 
-    def _place_in_s(self, caller: Caller, line: Line) -> float:
+    def _place_in_s(self, principal: Principal, line: Line) -> float:
         """When a newcomer may have a place: by Little's law, places free at limit / hold time."""
         hold_s = self._mean_hold_s
         if hold_s is None:
@@ -232,18 +236,18 @@ class Admission:
         waits = [0.0]
         if self.config.max_in_flight is not None:
             waits.append((self._queue.n_before(line) + 1) * hold_s / self.config.max_in_flight)
-        if caller.concurrent is not None:
-            waits.append((len(line.waiters) + 1) * hold_s / caller.concurrent)
+        if principal.concurrent is not None:
+            waits.append((len(line.waiters) + 1) * hold_s / principal.concurrent)
         return max(waits)
 
-    def _busy(self, reason: Reason, caller: Caller, after_s: float) -> CallerError:
-        error = busy_error(reason, caller.name, caller.concurrent, after_s)
-        return self._refuse(caller, reason, error)
+    def _busy(self, reason: Reason, principal: Principal, after_s: float) -> CallerError:
+        error = busy_error(reason, principal.name, principal.concurrent, after_s)
+        return self._refuse(principal, reason, error)
 
-    def _refuse(self, caller: Caller, reason: Reason, error: CallerError) -> CallerError:
-        self._counts.rejected[caller.label, reason.value] += 1
-        if caller.account is not None:
-            left = limit_headers(caller.account, self._clock())
+    def _refuse(self, principal: Principal, reason: Reason, error: CallerError) -> CallerError:
+        self._counts.rejected[principal.label, reason.value] += 1
+        if principal.account is not None:
+            left = limit_headers(principal.account, self._clock())
             error.response_headers = (*error.response_headers, *left)
         return error
 
@@ -254,18 +258,18 @@ class Admission:
     def _apply(self, ring: KeyRing) -> None:
         """Know these tenants from now on; those that were known keep what they have used."""
         self._ring = ring
-        config, before = self.config, self._callers
-        self._callers = {
-            name: self._caller(tenant, before.get(name)) for name, tenant in ring.tenants.items()
+        config, before = self.config, self._principals
+        self._principals = {
+            name: self._principal(tenant, before.get(name)) for name, tenant in ring.tenants.items()
         }
         nobody = Tenant(ANONYMOUS, config.anonymous_limits)
         is_open = config.allows_anonymous(has_keys=self._keys is not None)
-        self._anonymous = self._caller(nobody, self._anonymous) if is_open else None
-        known = [*self._callers.values(), *([self._anonymous] if self._anonymous else [])]
-        own_limits = {caller.name: caller.concurrent for caller in known}
+        self._anonymous = self._principal(nobody, self._anonymous) if is_open else None
+        known = [*self._principals.values(), *([self._anonymous] if self._anonymous else [])]
+        own_limits = {principal.name: principal.concurrent for principal in known}
         self._wake(self._queue.resize(config.max_in_flight, config.max_waiting, own_limits))
 
-    def _caller(self, tenant: Tenant, before: Caller | None) -> Caller:
+    def _principal(self, tenant: Tenant, before: Principal | None) -> Principal:
         limits, now_s = tenant.limits.to_limits(self.config.replicas_hint), self._clock()
         account = before.account if before else None
         if limits.are_unlimited:
@@ -274,7 +278,7 @@ class Admission:
             account = Account(limits, now_s, self._epoch_offset_s)
         else:
             account.resize(limits, now_s)
-        return Caller(tenant, self._labels.of(tenant.name), limits.concurrent, account)
+        return Principal(tenant, self._labels.of(tenant.name), limits.concurrent, account)
 
     async def _tick(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """Who asks, and the place that was given to one request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from serve_app.config.tenants import Tenant
 from serve_app.domain.errors import NotAllowedError
@@ -12,7 +12,7 @@ from serve_app.serving.http import Headers
 NO_NEED = TokensNeed(0, 0)
 
 
-class Caller:
+class Principal:
     """A tenant as this replica knows it until the next change of keys or limits."""
 
     __slots__ = ("account", "cohort", "concurrent", "label", "models", "name", "variants")
@@ -53,20 +53,26 @@ class Ticket:
     `settle` as soon as a variant answers and again when the answer is over, `release` in any case.
     """
 
-    __slots__ = ("_counted", "_done", "_line", "_now", "_on_end", "began_s", "caller", "need")
+    __slots__ = (
+        *("_charged", "_done", "_is_settled", "_line", "_now", "_on_end"),
+        *("began_s", "need", "principal", "used"),
+    )
 
     def __init__(
         self,
-        caller: Caller,
+        principal: Principal,
         need: TokensNeed,
         line: Line,
         now: Callable[[], float],
         on_end: Callable[["Ticket", Line], None],
     ) -> None:
-        self.caller = caller
+        self.principal = principal
         self.need = need
         self.began_s = now()
-        self._counted: float | None = None
+        self.used: tuple[int | None, int | None] | None = None
+        """Tokens of prompt and completion, by the answer's usage; None: nothing was answered."""
+        self._charged = need.prompt + need.completion
+        self._is_settled = False
         self._line = line
         self._now = now
         self._on_end = on_end
@@ -75,51 +81,53 @@ class Ticket:
     @property
     def tenant(self) -> str:
         """Its name; `anonymous` without a key."""
-        return self.caller.name
+        return self.principal.name
 
     @property
     def cohort(self) -> str | None:
         """The cohort that its key puts it in."""
-        return self.caller.cohort
+        return self.principal.cohort
 
-    @property
-    def variants(self) -> frozenset[str] | None:
-        """The variants that may serve it; None: all."""
-        return self.caller.variants
+    def forbidden(self, variants: Collection[str]) -> frozenset[str]:
+        """Those of `variants` that may not serve it."""
+        allowed = self.principal.variants
+        return frozenset() if allowed is None else frozenset(variants) - allowed
 
     def allows(self, model: str, variant: str | None = None) -> bool:
-        """As `Caller.allows`."""
-        return self.caller.allows(model, variant)
+        """As `Principal.allows`."""
+        return self.principal.allows(model, variant)
 
     def require(self, model: str, variant: str | None = None) -> None:
-        """As `Caller.require`."""
-        self.caller.require(model, variant)
+        """As `Principal.require`."""
+        self.principal.require(model, variant)
 
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Count what the answer's usage says; None is not known, and costs what was reserved.
 
         A later call replaces an earlier one. A ticket that was never settled costs no tokens.
         """
-        account = self.caller.account
-        if account is None or self._done:
+        if self._done:
             return
-        prompt = self.need.prompt if prompt_tokens is None else prompt_tokens
-        completion = self.need.completion if completion_tokens is None else completion_tokens
-        before = sum(self.need) if self._counted is None else self._counted
-        self._counted = prompt + completion
-        account.settle(before, self._counted, self._now())
+        self.used = prompt_tokens, completion_tokens
+        account = self.principal.account
+        if account is not None:
+            prompt = self.need.prompt if prompt_tokens is None else prompt_tokens
+            completion = self.need.completion if completion_tokens is None else completion_tokens
+            account.settle(self._charged, prompt + completion, self._now())
+            self._charged = prompt + completion
+        self._is_settled = True
 
     def release(self) -> None:
         """The request is over; safe to call twice."""
         if self._done:
             return
-        account = self.caller.account
-        if account is not None and self._counted is None:
-            account.settle(sum(self.need), 0, self._now())
+        account = self.principal.account
+        if account is not None and not self._is_settled:
+            account.settle(self._charged, 0, self._now())
         self._done = True
         self._on_end(self, self._line)
 
     def headers(self) -> Headers:
         """`x-ratelimit-*` as of now; none for a tenant without such limits."""
-        account = self.caller.account
+        account = self.principal.account
         return [] if account is None else limit_headers(account, self._now())
