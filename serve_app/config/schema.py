@@ -13,6 +13,10 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config.admission import AdmissionConfig
+from serve_app.config.ladder import LadderConfig
+from serve_app.config.resilience import ResilienceConfig
+from serve_app.config.shadow import ShadowConfig
 from serve_app.config.strict import ModelName, StrictModel, VariantName
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.quant import QuantMethod
@@ -173,14 +177,26 @@ class AliasConfig(StrictModel):
     """Who stands in for a variant that cannot take a request, in this order."""
     cohorts: tuple[CohortConfig, ...] = ()
     """Rules that come before the split, in this order."""
+    ladder: LadderConfig | None = None
+    """Moves what the split gives to the best variant to cheaper ones while load is too high."""
+    shadow: ShadowConfig | None = None
+    """A candidate that gets a copy of some requests."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         names = [each.name for each in self.cohorts]
         if len(set(names)) < len(names):
             raise ValueError(f"`cohorts` have different names, have {', '.join(names)}")
+        rungs = self.ladder.rungs if self.ladder else ()
+        self._known(rungs, "ladder")
+        self._known([self.shadow.variant] if self.shadow else (), "shadow")
         for each in self.cohorts:
             self._known(each.split or (), f"cohort {each.name}")
+            if each.floor is not None and each.floor not in rungs:
+                raise ValueError(
+                    f"cohort {each.name} has floor {each.floor}, which is no rung of the ladder; "
+                    f"rungs: {', '.join(rungs) or 'none, as there is no ladder'}"
+                )
         return self
 
     def _known(self, names: Iterable[str], where: str) -> None:
@@ -195,6 +211,8 @@ class AliasConfig(StrictModel):
         return AliasRules(
             split=TrafficSplit(dict(self.split), self.fallback),
             cohorts=tuple(each.to_cohort() for each in self.cohorts),
+            rungs=self.ladder.rungs if self.ladder else (),
+            moves_sessions=self.ladder is None or self.ladder.sessions == "move",
         )
 
 
@@ -209,6 +227,10 @@ class RouterUserConfig(AliasConfig):
     that their own `aliases` list."""
     sleepers: tuple[VariantName, ...] = ()
     """Variants with `min_replicas: 0`: without a replica they are asleep, not down."""
+    admission: AdmissionConfig = AdmissionConfig()
+    """Keys, limits and sizes."""
+    resilience: ResilienceConfig = ResilienceConfig()
+    """Retries, circuit breakers, timeouts."""
 
     @model_validator(mode="after")
     def _sleepers_are_known(self) -> Self:

@@ -8,7 +8,7 @@ class Observation:
     """One request that a variant answered, at the end of its answer.
 
     Times are as the client's neighbour sees them: from the arrival of the whole request at the
-    router. `completion_tokens` is what the answer's `usage` says, None where it says nothing.
+    router. Tokens are what the answer's `usage` says, None where it says nothing.
     """
 
     variant: str
@@ -20,6 +20,7 @@ class Observation:
     completion_tokens: int | None = None
     whole: bool = True
     """False: the answer broke off, or the client left before its end."""
+    prompt_tokens: int | None = None
 
     @property
     def tpot_s(self) -> float | None:

@@ -111,6 +111,8 @@ class Caller:
     request_id: str
     session: str | None = None
     cohort: Cohort | None = None
+    variants: frozenset[str] | None = None
+    """The only ones that may serve it, by its API key; None: all."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ precision ladder, which moves what the split gave to its best variant; the fallb
 
 from collections.abc import Collection, Mapping
 
-from serve_app.domain.errors import VariantUnavailableError
+from serve_app.domain.errors import NotAllowedError, VariantUnavailableError
 from serve_app.domain.traffic import AliasRules, Caller, RouteDecision, RouteReason
 from serve_app.routing.fallback import with_stand_ins
 from serve_app.routing.split import assign
@@ -29,7 +29,8 @@ def decide(
     down as the caller's cohort may go; None: all stays. A pin is a promise: it never falls back and
     no rule moves it. Nothing below the floor of the caller's cohort stands in.
 
-    Raises VariantUnavailableError when nothing that may serve the request is available.
+    Raises VariantUnavailableError when nothing that may serve the request is available,
+    NotAllowedError when its API key allows none of the variants.
     """
     if pin is not None:
         if pin in unavailable:
@@ -43,15 +44,15 @@ def decide(
     order = rules.split.fallback
     if forbidden := rules.below(floor):
         order = tuple(name for name in order if name not in forbidden)
-    return with_stand_ins(chosen, order, unavailable)
+    return with_stand_ins(chosen, _allowed(caller, order), unavailable)
 
 
 def _by_split(rules: AliasRules, caller: Caller) -> RouteDecision:
     key = caller.session or caller.request_id
     if caller.cohort is not None and caller.cohort.shares_bp is not None:
-        return RouteDecision(assign(key, caller.cohort.shares_bp), RouteReason.COHORT)
+        return RouteDecision(_assigned(caller, key, caller.cohort.shares_bp), RouteReason.COHORT)
     reason = RouteReason.STICKY if caller.session else RouteReason.WEIGHTED
-    return RouteDecision(assign(key, rules.split.shares_bp), reason)
+    return RouteDecision(_assigned(caller, key, rules.split.shares_bp), reason)
 
 
 def _by_ladder(
@@ -62,4 +63,25 @@ def _by_ladder(
     if caller.session and not rules.moves_sessions:
         return chosen
     rung = assign(_LADDER_KEY + (caller.session or caller.request_id), ladder_bp)
-    return chosen if rung == chosen.variant else RouteDecision(rung, RouteReason.LADDER)
+    if rung == chosen.variant or not _allowed(caller, (rung,)):
+        return chosen
+    return RouteDecision(rung, RouteReason.LADDER)
+
+
+def _assigned(caller: Caller, key: str, shares_bp: Mapping[str, int]) -> str:
+    """By the shares of those that may serve the caller; where none has any, they share equally."""
+    if caller.variants is None:
+        return assign(key, shares_bp)
+    own = {name: shares_bp[name] for name in _allowed(caller, tuple(shares_bp))}
+    if not own:
+        raise NotAllowedError(
+            f"the API key may use {', '.join(sorted(caller.variants))}, and this model is served "
+            f"by {', '.join(shares_bp)}"
+        )
+    return assign(key, own if any(own.values()) else dict.fromkeys(own, 1))
+
+
+def _allowed(caller: Caller, names: tuple[str, ...]) -> tuple[str, ...]:
+    if caller.variants is None:
+        return names
+    return tuple(name for name in names if name in caller.variants)

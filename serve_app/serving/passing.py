@@ -53,8 +53,11 @@ async def pass_on(
     seen: Callable[[bytes], None],
     limit: AnswerLimit,
     path: str = "",
+    extra: Headers | None = None,
 ) -> Ending:
     """Pass an answer to the client as it comes, and show `seen` each piece of its body.
+
+    `extra` are headers of the router's own.
 
     A stream that ends too early ends in an error event in the shape of `path`'s API, never in
     silence; any other answer is cut, since its announced length can no longer be kept: raises
@@ -68,6 +71,8 @@ async def pass_on(
     events = WholeEvents() if is_stream(header(headers, b"content-type")) else None
     headers.append((VARIANT_HEADER, variant.encode()))
     headers.append((REASON_HEADER, reason.encode()))
+    if extra:
+        headers += extra
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     sink = _sink(send, seen, limit, events)
     try:

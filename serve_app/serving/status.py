@@ -26,21 +26,10 @@ def status_of(
     names = dict.fromkeys(name for rules in aliases.values() for name in rules.split.variants)
     return {
         "model": model,
-        "aliases": {alias: _alias(rules) for alias, rules in aliases.items()},
         "variants": {
             name: _variant(name, directory, (applications or {}).get(name))
             | {"share_bp": aliases[model].split.shares_bp.get(name, 0)}
             for name in names
-        },
-    }
-
-
-def _alias(rules: AliasRules) -> dict[str, Any]:
-    return {
-        "split": dict(rules.split.shares_bp),
-        "fallback": rules.split.fallback,
-        "cohorts": {
-            each.name: {"split": each.shares_bp, "floor": each.floor} for each in rules.cohorts
         },
     }
 

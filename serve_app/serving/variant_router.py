@@ -11,7 +11,7 @@ from serve_app.domain.errors import ConfigError
 from serve_app.engines.engine import ASGIApp
 from serve_app.serving.relay import IngressRelay
 from serve_app.serving.router_app import RouterApp
-from serve_app.telemetry.metrics import ServeMetrics
+from serve_app.telemetry.meters import serve_meters
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,7 +27,7 @@ class VariantRouter:
         """Called by Serve once, in the loop that serves requests, before `reconfigure`."""
         args = self._args
         relay = IngressRelay(args.ingress_url, internal_token(), args.connect_timeout_s)
-        self._app = RouterApp(args, relay, ServeMetrics())
+        self._app = RouterApp(args, relay, serve_meters())
         return self._app
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:

@@ -55,13 +55,15 @@ class Watch:
         """The request as it ended, now."""
         now_s = self._clock()
         first_s = now_s if self.first_s is None else self.first_s
+        usage = self.usage()
         return Observation(
             variant=variant,
             status=status,
             ttft_s=first_s - self.arrived_s,
             duration_s=now_s - self.arrived_s,
-            completion_tokens=self.usage().completion_tokens,
+            completion_tokens=usage.completion_tokens,
             whole=whole,
+            prompt_tokens=usage.prompt_tokens,
         )
 
 

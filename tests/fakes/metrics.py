@@ -1,6 +1,10 @@
-"""Metrics that can be read: implements `serve_app.telemetry.metrics.RouterMetrics`."""
+"""Metrics that can be read: implement the protocols of `serve_app.telemetry.metrics`."""
+
+from typing import Any
 
 from serve_app.domain.observation import Observation
+from serve_app.telemetry.meters import Meters
+from tests.fakes.shadow_metrics import RecordingShadowMetrics
 
 
 class RecordingMetrics:
@@ -37,3 +41,29 @@ class RecordingMetrics:
 
     def timed_out(self, variant: str, where: str) -> None:
         self.timeouts.append((variant, where))
+
+
+class RecordingAdmissionMetrics:
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+
+    def report(self, counts: Any) -> None:
+        self.reports.append(counts)
+
+
+class RecordingLadderMetrics:
+    def __init__(self) -> None:
+        self.moves: list[tuple[Any, Any]] = []
+
+    def moved(self, before: Any, now: Any) -> None:
+        self.moves.append((before, now))
+
+
+def recording_meters() -> Meters:
+    """`router` is a `RecordingMetrics`, and so on."""
+    return Meters(
+        RecordingMetrics(),
+        RecordingShadowMetrics(),
+        RecordingAdmissionMetrics(),
+        lambda alias: RecordingLadderMetrics(),
+    )

@@ -99,7 +99,7 @@ def test_every_campaign_asks_a_model_that_a_shipped_file_serves():
         (
             RouterUserConfig,
             {"split": {"a": 1}, "weights": {}},
-            ["weights", "fallback, sleepers, split"],
+            ["weights", "fallback, ladder, resilience"],
         ),
         (RouterArgs, {}, ["model is required"]),
         (RouterArgs, {"model": "m@a"}, ["model:", "'m@a'"]),
@@ -172,7 +172,7 @@ USER_CONFIG = "0.deployments.0.user_config"
         (_set("0.deployments.0.name", "Router"), ["VariantRouter needs a user_config"]),
         (
             _set(f"{USER_CONFIG}.spilt", {}),
-            ["spilt is not a known key", "cohorts, fallback, sleepers, split"],
+            ["spilt is not a known key", "admission, aliases, cohorts, fallback, ladder, resilience, shadow, sleepers, split"],
         ),
         (_set(f"{USER_CONFIG}.split", {"a": 9000}), ["have 9000", "by +1000"]),
         (_set(f"{USER_CONFIG}.split", {"a": 9000, "b": 1000}), ["split names b", "serves a"]),

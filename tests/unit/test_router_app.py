@@ -14,7 +14,7 @@ from serve_app.serving.router_app import RouterApp
 from serve_app.serving.status import STATUS_AGE_S
 from serve_app.serving.upstream import UpstreamTruncatedError
 from tests.fakes.asgi import Exchange
-from tests.fakes.metrics import RecordingMetrics
+from tests.fakes.metrics import recording_meters
 from tests.fakes.relay import (
     FakeAnswer,
     FakeApplications,
@@ -44,13 +44,14 @@ class Router:
 
     def __init__(self) -> None:
         self.relay = FakeRelay("a", "b", "c", "pin-only")
-        self.metrics = RecordingMetrics()
+        meters = recording_meters()
+        self.metrics = meters.router
         self.sleepers = FakeSleepers()
         self.applications = FakeApplications()
         args = RouterArgs(
             model="m", max_body_bytes=LIMIT, probe_interval_s=0.001, wake_timeout_s=0.05
         )
-        self.app = RouterApp(args, self.relay, self.metrics, self.applications, self.sleepers)
+        self.app = RouterApp(args, self.relay, meters, self.applications, self.sleepers)
 
     def ask(self, *args, **more) -> Exchange:
         return Exchange(self.app, *args, **more)
@@ -315,7 +316,7 @@ class TestRefusals:
     )
     async def test_another_method(self, router, method, path, allowed):
         exchange = await router.ask(method, path)()
-        refused(exchange, 405, "method_not_allowed", f"{path} takes {allowed}, not {method}")
+        refused(exchange, 405, "method_not_allowed", f"{path!r} takes {allowed}, not {method!r}")
 
     async def test_a_body_that_is_declared_too_long(self, router):
         body = b"x" * (LIMIT + 1)

@@ -1,0 +1,215 @@
+"""The way of one request through the router: who asks, where it goes, and what became of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.config.schema import RouterArgs, RouterUserConfig
+from serve_app.domain.errors import VariantUnavailableError
+from serve_app.domain.traffic import AliasRules, Caller, RouteDecision
+from serve_app.engines.engine import Receive, Scope, Send
+from serve_app.routing.cohort import cohort_of
+from serve_app.routing.pin import parse_model
+from serve_app.routing.policy import decide
+from serve_app.serving.admission import Admission
+from serve_app.serving.admission_ticket import Ticket
+from serve_app.serving.attempts import Attempts
+from serve_app.serving.directory import VariantDirectory
+from serve_app.serving.http import REQUEST_ID_HEADER, SESSION_HEADER, header, read_body
+from serve_app.serving.ladder_loop import LadderLoop
+from serve_app.serving.limits import Ending
+from serve_app.serving.passing import AnswerCutError, pass_on
+from serve_app.serving.relay import Answer, Relay
+from serve_app.serving.request_head import RequestHead, parse_head
+from serve_app.serving.served_alias import Flight, ServedAlias
+from serve_app.serving.shadow_tap import Tap
+from serve_app.serving.watch import Watch
+from serve_app.telemetry.meters import Meters
+
+HTTP_OK = 200
+STARTED = "quantile.answer_started"
+"""Set in a scope once its answer has begun: from then on there is no other answer to give."""
+
+
+class RequestPath:
+    """Takes requests from the client to a variant and back, by rules that may change at any time.
+
+    Make it in the loop that serves requests.
+    """
+
+    def __init__(
+        self,
+        args: RouterArgs,
+        relay: Relay,
+        meters: Meters,
+        directory: VariantDirectory,
+        clock: Callable[[], float],
+    ) -> None:
+        self.aliases: dict[str, AliasRules] | None = None
+        """The rules by public name, the router's own first; None: not configured yet."""
+        self._args = args
+        self._relay = relay
+        self._meters = meters
+        self._directory = directory
+        self._clock = clock
+        self._served: dict[str, ServedAlias] = {}
+        self._ladders: tuple[LadderLoop, ...] = ()
+        self._admission = Admission(clock, meters.admission)
+        self._attempts = Attempts(relay, directory, meters.router, clock, args.wake_timeout_s)
+
+    def configure(self, config: RouterUserConfig) -> None:
+        """Follow `config` from the next request on. Raises ConfigError, and changes nothing."""
+        aliases = config.to_aliases(self._args.model)
+        self._admission.configure(config.admission)
+        self._attempts.configure(config.resilience)
+        for name, rules in aliases.items():
+            served = self._served.get(name)
+            if served is None:
+                served = ServedAlias(name, rules, self._relay, self._meters, self._clock)
+                self._served[name] = served
+            served.configure(rules, config.aliases.get(name, config))
+        for name in self._served.keys() - aliases.keys():
+            self._served.pop(name).close()
+        ladders = (each.ladder for each in self._served.values())
+        self._ladders = tuple(ladder for ladder in ladders if ladder.state is not None)
+        self.aliases = aliases
+
+    def rules(self) -> dict[str, AliasRules]:
+        """The rules by public name. Raises VariantUnavailableError while there are none."""
+        if self.aliases is None:
+            raise VariantUnavailableError("the router has no split yet: it is still starting")
+        return self.aliases
+
+    def close(self) -> None:
+        """Stop ladders, shadows, and the watch on the file of keys."""
+        for served in self._served.values():
+            served.close()
+        self._admission.close()
+
+    def view(self) -> dict[str, Any]:
+        """For `/status`: the state of this replica."""
+        return {
+            "aliases": {name: served.view() for name, served in self._served.items()},
+            "router": {
+                "in_flight": self._admission.in_flight,
+                "waiting": self._admission.waiting,
+                **self._attempts.view(),
+            },
+        }
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request that is to be relayed. Raises the errors of `QuantileError`."""
+        deadline_s = self._attempts.deadline_s(scope["headers"], self._clock())
+        principal = self._admission.identify(scope)
+        times = self._admission.body_times
+        body = await read_body(scope, receive, self._args.max_body_bytes, times)
+        watch = Watch(self._clock)
+        head = parse_head(body)
+        alias, pin = parse_model(head.model, self.rules())
+        principal.require(alias, pin)
+        assumed = self._admission.config.assumed_completion_tokens
+        ticket = await self._admission.enter(principal, head.need(len(body), assumed))
+        try:
+            served = self._served[alias]
+            caller = _caller(head, scope, served.rules, ticket)
+            asked = _Asked(scope, body, served, caller, pin, ticket, watch, deadline_s)
+            await self._relay_to_variant(asked, send)
+        finally:
+            ticket.release()
+
+    async def _relay_to_variant(self, asked: "_Asked", send: Send) -> None:
+        flight = Flight(self._ladders)
+        try:
+            decision = self._decide(asked)
+            flight.to(decision.variant)
+            variant, reason, answer = await self._attempts.first_answer(
+                decision, asked.scope, asked.body, asked.deadline_s
+            )
+            flight.to(variant)
+            flight.began(self._clock() - asked.watch.arrived_s)
+            await self._pass_back(asked, send, RouteDecision(variant, reason), answer, flight)
+        finally:
+            flight.over(None)
+
+    async def _pass_back(
+        self, asked: "_Asked", send: Send, taken: RouteDecision, answer: Answer, flight: Flight
+    ) -> None:
+        variant, watch, ticket = taken.variant, asked.watch, asked.ticket
+        status = answer.status  # which is not the answer's any more once it is released
+        self._meters.router.answered(variant, taken.reason, status)
+        tap = self._tap(asked, variant) if status == HTTP_OK else None
+        if tap is not None:
+            watch.tap(tap.piece)
+        ticket.settle(None, None)
+        asked.scope[STARTED] = True
+        limit = self._attempts.limit(asked.deadline_s)
+        path, marks = asked.scope["path"], ticket.headers()
+        ending = None
+        try:
+            ending = await pass_on(
+                answer, send, variant, taken.reason, watch.piece, limit, path, marks
+            )
+        except AnswerCutError as cut:
+            ending = cut.ending
+            answer.close()
+            raise
+        except BaseException:  # the client left: not the variant's fault
+            answer.close()
+            raise
+        else:
+            answer.release()
+        finally:
+            seen = watch.observation(variant, status, ending is Ending.WHOLE)
+            self._attempts.observe(variant, status, ending)
+            self._meters.router.observed(seen)
+            flight.over(seen)
+            if tap is not None:
+                tap.ended(seen.status, seen.whole, seen.ttft_s, seen.duration_s)
+            if seen.whole:
+                ticket.settle(seen.prompt_tokens, seen.completion_tokens)
+
+    def _tap(self, asked: "_Asked", variant: str) -> Tap | None:
+        caller = asked.caller
+        return asked.served.shadow.tap(
+            caller.request_id, asked.scope, asked.body, variant, session=caller.session
+        )
+
+    def _decide(self, asked: "_Asked") -> RouteDecision:
+        served, caller, pin = asked.served, asked.caller, asked.pin
+        # A pin on a variant whose breaker is open is told by `first_answer` when to ask again.
+        unavailable = self._directory.known_down()
+        ladder_bp = None
+        if pin is None:
+            unavailable |= self._attempts.known_open()
+            ladder_bp = served.ladder.shares_bp(caller.cohort.floor if caller.cohort else None)
+        decision = decide(
+            served.rules, caller, pin=pin, ladder_bp=ladder_bp, unavailable=unavailable
+        )
+        if ladder_bp is not None:
+            served.ladder.decided(decision, caller)
+        return decision
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One admitted request."""
+
+    scope: Scope
+    body: bytes
+    served: ServedAlias
+    caller: Caller
+    pin: str | None
+    ticket: Ticket
+    watch: Watch
+    deadline_s: float | None
+
+
+def _caller(head: RequestHead, scope: Scope, rules: AliasRules, ticket: Ticket) -> Caller:
+    headers = scope["headers"]
+    return Caller(
+        request_id=header(headers, REQUEST_ID_HEADER) or str(time.perf_counter_ns()),
+        session=header(headers, SESSION_HEADER) or head.user,
+        cohort=cohort_of(rules.cohorts, headers, ticket.tenant, ticket.cohort),
+        variants=ticket.principal.variants,
+    )
