@@ -1,6 +1,6 @@
 """Who asks, and the place that was given to one request."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from serve_app.config.tenants import Tenant
 from serve_app.domain.errors import NotAllowedError
@@ -85,21 +85,8 @@ class Ticket:
 
     @property
     def cohort(self) -> str | None:
-        """The cohort that its key puts it in."""
+        """The cohort that its key puts it in; None: no one in particular."""
         return self.principal.cohort
-
-    def forbidden(self, variants: Collection[str]) -> frozenset[str]:
-        """Those of `variants` that may not serve it."""
-        allowed = self.principal.variants
-        return frozenset() if allowed is None else frozenset(variants) - allowed
-
-    def allows(self, model: str, variant: str | None = None) -> bool:
-        """As `Principal.allows`."""
-        return self.principal.allows(model, variant)
-
-    def require(self, model: str, variant: str | None = None) -> None:
-        """As `Principal.require`."""
-        self.principal.require(model, variant)
 
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Count what the answer's usage says; None is not known, and costs what was reserved.

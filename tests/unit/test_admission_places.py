@@ -76,8 +76,7 @@ class TestWithoutKeys:
         for scope in (asks(), asks("acme")):
             ticket = await admission.admit(scope)
             assert (ticket.tenant, ticket.cohort, ticket.headers()) == ("anonymous", None, [])
-            assert ticket.allows("m", "any")
-            assert ticket.forbidden({"a", "b"}) == frozenset()
+            ticket.principal.require("m", "any")
             ticket.release()
 
     async def test_before_it_is_configured_too(self):
@@ -150,15 +149,14 @@ class TestKeys:
 
     async def test_models_and_variants_that_a_key_may_not_use(self, gate):
         admission = gate.tenants(acme={"models": ["m"], "variants": ["int8", "awq"]})
-        ticket = await admission.admit(asks("acme"))
-        assert ticket.allows("m")
-        assert ticket.allows("m", "int8")
-        assert ticket.forbidden(["bf16", "int8"]) == {"bf16"}
+        principal = admission.identify(asks("acme"))
+        principal.require("m")
+        principal.require("m", "int8")
+        assert principal.allows("m", "awq")
         with pytest.raises(NotAllowedError, match=r"'m@bf16'.*awq, int8"):
-            ticket.require("m", "bf16")
+            principal.require("m", "bf16")
         with pytest.raises(NotAllowedError, match="'secret'"):
-            ticket.require("secret")
-        ticket.release()
+            principal.require("secret")
 
     async def test_the_variable_names_the_file(self, tmp_path):
         file = write_tenants(tmp_path / "keys", acme={})
@@ -287,6 +285,14 @@ class TestPlaces:
         for ticket in held:
             ticket.release()
         assert gate.counted() == {("anonymous", "saturated"): 1}
+
+    async def test_nobody_waits_beyond_his_own_deadline(self, gate):
+        admission = gate.configure(max_in_flight=1, max_wait_s=60)
+        first = await admission.admit(asks())
+        late = admission.enter(admission.identify(asks()), None, gate.clock() + 0.01)
+        with pytest.raises(RateLimitError):
+            await asyncio.wait_for(late, 5)
+        first.release()
 
     async def test_no_room_to_wait(self, gate):
         admission = gate.configure(max_in_flight=1, max_waiting=0)
