@@ -16,10 +16,20 @@ from serve_app.config.shadow import ShadowConfig
 from serve_app.engines.fake_wire import Answer, StreamChunks, StreamOptions, full_body
 from serve_app.serving import shadow_compare
 from serve_app.serving.relay import IngressRelay
+from serve_app.serving.router_app import RouterApp
 from serve_app.serving.shadow import Shadow
 from serve_app.serving.shadow_compare import End, Pair, compare
 from serve_app.serving.shadow_request import Asked, Original
-from tests.contract.test_shadow import BODY, Exchange, Ingress, Router, never, stream, streamed
+from tests.contract.test_shadow import (
+    BODY,
+    Ingress,
+    configure,
+    never,
+    router_over,
+    streamed,
+)
+from tests.fakes.asgi import Exchange
+from tests.fakes.metrics import recording_meters
 from tests.fakes.raw_server import Peer
 from tests.fakes.shadow_metrics import RecordingShadowMetrics
 
@@ -134,7 +144,7 @@ def serve_variants(pipe: Connection) -> None:
 
     async def run() -> None:
         ingress = Ingress()
-        ingress.scripts = {"a": answered, "b": answered, "hangs": never, "fails": stream}
+        ingress.scripts = {"a": answered, "b": answered, "hangs": never}
         async with ingress.server:
             pipe.send(ingress.server.port)
             await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
@@ -142,7 +152,7 @@ def serve_variants(pipe: Connection) -> None:
     asyncio.run(run())
 
 
-async def clients(n: int, router: Router, n_each: int) -> tuple[list[float], list[float]]:
+async def clients(n: int, router: RouterApp, n_each: int) -> tuple[list[float], list[float]]:
     """TTFT and duration of each request, in ms."""
     first_ms, whole_ms = [], []
 
@@ -166,34 +176,35 @@ async def primary(port: int, n_clients: int) -> None:
         "5 rounds in turns"
     )
     relay = IngressRelay(f"http://127.0.0.1:{port}", "0123456789abcdef")
-    settings: dict[str, ShadowConfig | None] = {
+    router = router_over(relay, recording_meters())
+    whole = {"variant": "b", "share_bp": 10_000}
+    settings: dict[str, dict[str, object] | None] = {
         "not configured": None,
-        "share 0": ShadowConfig(variant="b", share_bp=0),
-        "5 %": ShadowConfig(variant="b", share_bp=500),
-        "100 %, 4 at once": ShadowConfig(variant="b", share_bp=10_000),
-        "100 %, 64 at once": ShadowConfig(variant="b", share_bp=10_000, max_concurrent=64),
-        "100 %, hangs": ShadowConfig(variant="hangs", share_bp=10_000, max_concurrent=64),
+        "not configured (again)": None,
+        "5 %": whole | {"share_bp": 500},
+        "100 %, 4 at once": whole,
+        "100 %, 64 at once": whole | {"max_concurrent": 64},
+        "100 %, hangs": whole | {"variant": "hangs"},
     }
     found: dict[str, list[list[float]]] = {name: [[], [], []] for name in settings}
     for _ in range(5):
         for name, config in settings.items():
-            shadow = Shadow(relay, RecordingShadowMetrics())
-            shadow.configure(config)
+            configure(router, config)
             began_s = time.process_time()
-            times = await clients(n_clients, Router(relay, shadow), 6)
+            times = await clients(n_clients, router, 6)
             found[name][2].append((time.process_time() - began_s) / (n_clients * 6) * 1e3)
             for into, values in zip(found[name], times, strict=False):
                 into += values
-            shadow.close()
-            await asyncio.sleep(0.2)
-    for name, (first, whole, cpu) in found.items():
-        quantiles = statistics.quantiles(first, n=100), statistics.quantiles(whole, n=100)
+            configure(router, None)
+            await asyncio.sleep(0.3)
+    for name, (first, to_end, cpu) in found.items():
+        quantiles = statistics.quantiles(first, n=100), statistics.quantiles(to_end, n=100)
         print(
             f"{name}: TTFT P50 {quantiles[0][49]:.2f} P99 {quantiles[0][98]:.2f}, "
             f"whole P50 {quantiles[1][49]:.1f} P99 {quantiles[1][98]:.1f}, "
             f"CPU {statistics.median(cpu):.2f} a request"
         )
-    relay.close()
+    router.close()
 
 
 async def main(port: int) -> None:

@@ -1,6 +1,6 @@
-"""Mirroring over the real relay to variants on sockets: what a client notices of a bad candidate.
+"""Mirroring by a whole router to variants on sockets: what a client notices of a bad candidate.
 
-The router is reduced to what it does with a mirrored request; variants are scripted byte by byte.
+Variants and the ingress before them are scripted byte by byte; the client is in this process.
 """
 
 import asyncio
@@ -9,19 +9,20 @@ import json
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
 
 import psutil
 import pytest
 
-from serve_app.config.shadow import ShadowConfig
-from serve_app.engines.engine import Receive, Scope, Send
-from serve_app.serving.http import read_body
+from serve_app.config.schema import RouterArgs, RouterUserConfig
+from serve_app.routing.shadowing import Drop
 from serve_app.serving.relay import IngressRelay
-from serve_app.serving.shadow import Shadow
-from serve_app.serving.watch import Watch
+from serve_app.serving.router_app import RouterApp
+from serve_app.telemetry.meters import Meters
 from tests.fakes.asgi import Exchange
+from tests.fakes.metrics import recording_meters
 from tests.fakes.raw_server import Peer, RawServer, answer, chunked
-from tests.fakes.shadow_metrics import RecordingShadowMetrics
+from tests.fakes.relay import FakeApplications, FakeSleepers, card_of
 
 BODY = {"model": "m", "prompt": "p", "temperature": 0, "stream": True}
 MARK = b"x-variant: any"
@@ -78,7 +79,11 @@ class Ingress:
     async def _talk(self, peer: Peer) -> None:
         while True:
             request = await peer.request()
-            name = request.split(b" ", 2)[1].split(b"/")[2].decode()
+            _, _, name, rest = request.split(b" ", 2)[1].decode().split("/", 3)
+            if rest == "quantile/card":
+                await peer.say(answer(json.dumps(asdict(card_of(name))).encode(), MARK))
+                self.server.requests.remove(request)
+                continue
             self.asked.append(name)
             await self.scripts[name](peer)
 
@@ -89,54 +94,31 @@ class Ingress:
         return [each for each in self.server.requests if f"/variants/{name}/".encode() in each]
 
 
-class Router:
-    """What the router does with a request that a shadow may see, and no more."""
+def router_over(relay: IngressRelay, meters: Meters) -> RouterApp:
+    """A whole router; all that is asked for by the alias goes to `a`."""
+    args = RouterArgs(model="m", probe_interval_s=600)
+    return RouterApp(args, relay, meters, FakeApplications(), FakeSleepers())
 
-    def __init__(self, relay: IngressRelay, shadow: Shadow) -> None:
-        self.relay = relay
-        self.shadow = shadow
-        self.ids: Iterator[int] = iter(range(10**9))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(scope, receive, 1 << 20)
-        watch = Watch(time.perf_counter)
-        received = await self.relay.ask("a", scope, body)
-        status = received.status  # a released connection has none
-        tap = self.shadow.tap(f"r-{next(self.ids)}", scope, body, "a")
-        if tap is not None:
-            watch.tap(tap.piece)
-        whole = False
-        await send({"type": "http.response.start", "status": status, "headers": []})
-
-        def sink(piece: bytes):
-            watch.piece(piece)
-            return send({"type": "http.response.body", "body": piece, "more_body": True})
-
-        try:
-            await received.hand_on(sink)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            received.release()
-            whole = True
-        except BaseException:
-            received.close()
-            raise
-        finally:
-            if tap is not None:
-                seen = watch.observation("a", status, whole)
-                tap.ended(seen.status, seen.whole, seen.ttft_s, seen.duration_s)
+def configure(router: RouterApp, shadow: dict[str, object] | None) -> None:
+    """As `serve deploy` does it."""
+    split = {"a": 10_000, "b": 0, "hangs": 0}
+    router.configure(RouterUserConfig.model_validate({"split": split, "shadow": shadow}))
 
 
 class Bench:
     def __init__(self, ingress: Ingress) -> None:
         self.ingress = ingress
         self.relay = IngressRelay(f"http://127.0.0.1:{ingress.server.port}", "0123456789abcdef")
-        self.metrics = RecordingShadowMetrics()
-        self.shadow = Shadow(self.relay, self.metrics)
-        self.router = Router(self.relay, self.shadow)
+        meters = recording_meters()
+        self.metrics = meters.shadow
+        self.router = router_over(self.relay, meters)
+        configure(self.router, None)
+        self.shadow = self.router._path._served["m"].shadow
 
     def mirror(self, **settings: object) -> None:
         values = {"variant": "b", "share_bp": 10_000, "pause_after_failures": 1_000, **settings}
-        self.shadow.configure(ShadowConfig(**values))
+        configure(self.router, values)
 
     async def ask(self, body: object = None, path: str = "/v1/completions") -> tuple[bytes, float]:
         """One request: the client's bytes, and its seconds."""
@@ -163,10 +145,9 @@ async def bench() -> Iterator[Bench]:
     async with ingress.server:
         bench = Bench(ingress)
         yield bench
-        bench.shadow.close()
+        bench.router.close()
         await bench.rest()
         assert bench.shadow._held.n_bytes == 0
-        bench.relay.close()
 
 
 async def test_the_candidate_gets_a_marked_copy_and_its_answer_is_compared(bench, tmp_path):
@@ -200,7 +181,7 @@ async def test_a_mirrored_request_that_comes_to_a_router_is_not_mirrored_again(b
     await bench.rest()
     assert bench.ingress.asked == ["a"]
     assert bench.metrics.why() == {"is_mirror": 1}
-    assert b"x-quantile-shadow" not in bench.ingress.server.requests[0]
+    assert b"x-quantile-shadow" not in bench.ingress.requests_to("a")[0]
 
 
 async def flood(peer: Peer) -> None:
@@ -269,7 +250,7 @@ async def test_the_client_notices_nothing_of_a_bad_candidate(bench, fault):
     timeout_s = 0.05 if "shadow_late" in reasons else 5.0
     with_s, without_s = [], []
     for _ in range(15):
-        bench.shadow.configure(None)
+        configure(bench.router, None)
         body, seconds = await bench.ask()
         without_s.append(seconds)
         assert body == b"".join(ANSWER)
@@ -300,9 +281,14 @@ async def test_a_good_candidate_changes_no_byte_under_load(bench):
     assert len(bench.ingress.requests_to("b")) >= n_mirrored
 
 
+async def begin_and_wait(peer: Peer) -> None:
+    await stream(peer, ANSWER[0], end=False)
+    await peer.gone()
+
+
 async def test_a_client_that_leaves_stops_the_candidate_too(bench):
     bench.mirror()
-    bench.ingress.scripts["a"] = drip
+    bench.ingress.scripts["a"] = begin_and_wait
     bench.ingress.scripts["b"] = bench.ingress.hang
     exchange = Exchange(bench.router, "POST", "/v1/completions", BODY)
     task = exchange.start()
@@ -348,3 +334,18 @@ async def test_memory_is_bounded_while_the_candidate_hangs_and_10000_requests_pa
     assert worst["held_bytes"] < 8 << 20
     assert sum(bench.metrics.why().values()) == 10_000 - 104
     assert grown < 16 << 20, f"grew by {grown} bytes"
+
+
+def test_every_figure_is_counted_through_ray():
+    pytest.importorskip("ray", reason="the router counts through Ray Serve's metrics")
+    from serve_app.telemetry.metrics import ServeShadowMetrics
+
+    metrics = ServeShadowMetrics()
+    metrics.shadow_mirrored("a", "b", "greedy")
+    metrics.shadow_dropped("a", "b", str(Drop.QUEUE_FULL))
+    for share in (0.0, 0.5, 1.0):
+        metrics.shadow_agreement("a", "b", "word_prefix", share)
+    metrics.shadow_length_ratio("a", "b", "word", 0.0)
+    metrics.shadow_latency("a", "b", "primary_ttft", 0.0)
+    with pytest.raises(ValueError, match="reason"):  # Ray refuses labels that are not declared
+        metrics._dropped.inc(tags={"variant": "a", "shadow": "b", "kind": "x", "reason": "y"})
