@@ -5,7 +5,6 @@ from differences of successive blocks (von Neumann, Annals of Math. Stat. 12:367
 slow drift of the load is not mistaken for dependence.
 """
 
-import math
 from collections.abc import Iterable
 
 import msgspec
@@ -13,10 +12,11 @@ import numpy as np
 
 from serve_app.rollout.betting import Values
 
-BLOCK = 25
-"""Pairs in a block."""
-ENOUGH = 8
-"""Differences of blocks from which the measurement counts."""
+BLOCK = 50
+"""Pairs in a block. What hangs together over longer stretches is seen in part only."""
+PRIOR, PRIOR_BLOCKS = 3.0, 4
+"""What is taken for it before anything is seen, and how many blocks that is worth: a stall within
+the first blocks must not pass for many bad requests."""
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,17 +48,12 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def design_effect(spreads: Iterable[Spread]) -> float | None:
-    """Of all of them together, at least 1, less one standard error of it; None for too little.
-
-    That error is sqrt(2 / n) of it for n differences: without it, noise alone would make
-    independent requests look dependent half of the time.
-    """
+def design_effect(spreads: Iterable[Spread]) -> float:
+    """Of all of them together, drawn towards `PRIOR` while little was seen; at least 1."""
     n, observed, independent = 0, 0.0, 0.0
     for spread in spreads:
         n += spread.n
         observed += spread.observed
         independent += spread.independent
-    if n < ENOUGH or independent <= 0:
-        return None
-    return max(1.0, observed / independent / (1 + math.sqrt(2 / n)))
+    measured = observed / independent if independent > 0 else 1.0
+    return max(1.0, (PRIOR * PRIOR_BLOCKS + measured * n) / (PRIOR_BLOCKS + n))

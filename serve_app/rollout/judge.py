@@ -19,7 +19,7 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from serve_app.rollout.guards import Guard
+from serve_app.rollout.guards import Guard, Kind
 from serve_app.rollout.observations import (
     LATENCIES,
     Look,
@@ -150,9 +150,15 @@ def _observed(
     if len(look.pairs):
         of_pairs = units_of_pairs(guard, look.pairs, threshold_s)
         state = state.measured_pairs(of_pairs.candidate - of_pairs.baseline)
-    for window in look.windows:
-        for arm, seen in (("baseline", window.baseline), ("candidate", window.candidate)):
-            state = state.measured_window(arm, *window_counts(guard, seen, threshold_s))
+    if look.windows and guard.kind is Kind.SHARE:
+        arms = [
+            (
+                window_counts(guard, window.candidate, threshold_s),
+                window_counts(guard, window.baseline, threshold_s),
+            )
+            for window in look.windows
+        ]
+        state = state.measured_windows(arms)
     return state
 
 

@@ -16,7 +16,8 @@ with S the sum and V the sum of squares of d minus the null's mean. The least ov
 the null's is an e-process for "at most" (each of them is, for its own mean).
 
 The log of a latency has light tails even where the latency's own are heavy; that is what carries
-this over from normal values. Ratios that depend on each other are averaged before they come here.
+this over from normal values. Ratios that depend on each other count for fewer: n, S and V are then
+divided by their design effect (`dependence`), which keeps mean and variance.
 """
 
 import math
@@ -26,7 +27,7 @@ TYPICAL_EFFECT = 0.3
 _C2 = 1 / TYPICAL_EFFECT**2
 
 
-def log_msprt(n: int, total: float, squares: float, null: float = 0.0) -> float:
+def log_msprt(n: float, total: float, squares: float, null: float = 0.0) -> float:
     """Log of G_n against a mean of `null`: both sides; n values with this sum and sum of squares.
 
     0 for n < 2, where one value says nothing of its spread.
@@ -42,13 +43,13 @@ def log_msprt(n: int, total: float, squares: float, null: float = 0.0) -> float:
     return 0.5 * math.log(_C2 / (n + _C2)) - 0.5 * n * math.log1p(-ratio)
 
 
-def log_above(n: int, total: float, squares: float, null: float) -> float:
+def log_above(n: float, total: float, squares: float, null: float) -> float:
     """Log of the e-value against "the mean is at most `null`"."""
     if n < 2:
         return 0.0
     return log_msprt(n, total, squares, null if total > n * null else total / n)
 
 
-def log_below(n: int, total: float, squares: float, null: float) -> float:
+def log_below(n: float, total: float, squares: float, null: float) -> float:
     """Log of the e-value against "the mean is at least `null`"."""
     return log_above(n, -total, squares, -null)

@@ -41,6 +41,8 @@ class Arm:
     """Of its requests that fall into a stall of this arm, which slows them threefold."""
     stall_length: int = 1
     """Requests in a stall."""
+    stretch: float = 1.0
+    """Of the log of latencies above the median."""
     tpot_s: float = 0.02
 
     def slower(self, ratio: float) -> "Arm":
@@ -48,8 +50,19 @@ class Arm:
         return replace(self, median_s=self.median_s * ratio, tpot_s=self.tpot_s * ratio)
 
     def slower_at_p99(self, ratio: float) -> "Arm":
-        """P99 times `ratio`, the median as it was: its sigma grows."""
-        return replace(self, sigma=self.sigma + np.log(ratio) / 2.3263)
+        """P99 times `ratio`, the median as it was: what is above it is stretched."""
+        return replace(self, stretch=1 + np.log(ratio) / self.excess_at_p99())
+
+    def excess_at_p99(self) -> float:
+        """Log of P99 over the median, at one load; of a sample."""
+        return float(np.quantile(self.excess(400_000, np.random.default_rng(0)), 0.99))
+
+    def excess(self, n: int, rng: np.random.Generator) -> Values:
+        """Logs of latencies over their median, of n requests."""
+        slow = rng.random(n) < self.tail_share
+        excess: Values = self.sigma * rng.normal(size=n)
+        excess += np.where(slow, rng.exponential(1 / self.tail_index, n), 0.0)
+        return np.where(excess > 0, excess * self.stretch, excess)
 
 
 @dataclass(frozen=True)
@@ -166,9 +179,7 @@ def _answers(
     arm: Arm, n: int, log_load: Values, rng: np.random.Generator
 ) -> tuple[NDArray[np.bool_], Values, Values]:
     """(ok, TTFT, TPOT) of n requests."""
-    slow = rng.random(n) < arm.tail_share
-    log_ttft = np.log(arm.median_s) + log_load + arm.sigma * rng.normal(size=n)
-    log_ttft += np.where(slow, rng.exponential(1 / arm.tail_index, n), 0.0)
+    log_ttft = np.log(arm.median_s) + log_load + arm.excess(n, rng)
     log_tpot = np.log(arm.tpot_s) + log_load + 0.1 * rng.normal(size=n)
     if arm.stall_share:
         begins = rng.random(n + arm.stall_length) < arm.stall_share / arm.stall_length

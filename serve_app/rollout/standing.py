@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import numpy as np
 
@@ -14,6 +12,7 @@ from serve_app.rollout.msprt import log_above, log_below
 from serve_app.rollout.slo import log_breached, log_kept
 from serve_app.rollout.units import Units
 
+Counts = tuple[int, int]
 _EVEN = (0.0,) * len(STAKES)
 
 
@@ -26,6 +25,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """MEAN, LIMIT: values, their sum and their sum of squares."""
     total: float = 0.0
     squares: float = 0.0
+
+    def thinned(self, dependence: float) -> tuple[float, float, float]:
+        """Count, sum and sum of squares of as many independent values as these are worth."""
+        return self.n / dependence, self.total / dependence, self.squares / dependence
 
 
 class GuardStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,16 +45,13 @@ class GuardStanding(msgspec.Struct, frozen=True, kw_only=True):
     candidate_sum: float = 0.0
     """SHARE, LIMIT: units with the property; MEAN: log ratios."""
     baseline_sum: float = 0.0
-    pending: tuple[int, float] = (0, 0.0)
-    """MEAN: log ratios of a block that is not full, and their sum."""
     block: tuple[float, ...] = ()
     """Differences of pairs of a block under way, for the measurement of dependence."""
     spreads: dict[str, Spread] = {}
 
     def dependence(self, configured: float) -> float:
         """The larger of what was configured and what was measured."""
-        measured = design_effect(self.spreads.values())
-        return max(configured, measured or 1.0)
+        return max(configured, design_effect(self.spreads.values()))
 
     def begun(self) -> GuardStanding:
         """At the start of a step."""
@@ -80,12 +80,9 @@ class GuardStanding(msgspec.Struct, frozen=True, kw_only=True):
                 self, runs=runs, bets_for=_plus(self.bets_for, better), **changes
             )
         else:
-            blocks, pending = values, self.pending
-            if guard.kind is Kind.MEAN:
-                blocks, pending = _block_means(values, self.pending, math.ceil(dependence))
-            sums = len(blocks), float(blocks.sum()), float((blocks**2).sum())
+            sums = len(values), float(values.sum()), float((values**2).sum())
             runs = tuple(_added(run, *sums) for run in self.runs)
-            fresh = msgspec.structs.replace(self, runs=runs, pending=pending, **changes)
+            fresh = msgspec.structs.replace(self, runs=runs, **changes)
         return msgspec.structs.replace(
             fresh,
             best_for=max(self.best_for, fresh.log_for(guard, dependence)),
@@ -107,21 +104,25 @@ class GuardStanding(msgspec.Struct, frozen=True, kw_only=True):
             self, block=tuple(kept[n_whole * BLOCK :].tolist()), spreads=spreads
         )
 
-    def measured_window(self, arm: str, k: int, n: int) -> GuardStanding:
-        """The dependence within an arm, by the shares of successive windows."""
-        if n < 2:
-            return self
-        variance = k * (n - k) / n**2 / (n - 1)
-        spread = self.spreads.get(arm, Spread()).after(np.array([k / n]), np.array([variance]))
-        return msgspec.structs.replace(self, spreads={**self.spreads, arm: spread})
+    def measured_windows(
+        self, arms: list[tuple[tuple[int, int], tuple[int, int]]]
+    ) -> GuardStanding:
+        """The dependence within arms, by the differences of their shares in successive windows.
+
+        Each window: (requests with the property, requests) of both arms. The difference, since what
+        moves both arms alike (the load) is no dependence to this test.
+        """
+        seen = [window for window in arms if min(n for _, n in window) > 1]
+        means = np.array([ours[0] / ours[1] - theirs[0] / theirs[1] for ours, theirs in seen])
+        variances = np.array([_variance(*ours) + _variance(*theirs) for ours, theirs in seen])
+        spread = self.spreads.get("windows", Spread()).after(means, variances)
+        return msgspec.structs.replace(self, spreads={**self.spreads, "windows": spread})
 
     def _log_against(self, guard: Guard, dependence: float) -> tuple[float, ...]:
         if guard.kind is Kind.SHARE:
             return tuple(log_mean(np.array([run.bets for run in self.runs])).tolist())
         if guard.kind is Kind.MEAN:
-            return tuple(
-                log_above(run.n, run.total, run.squares, guard.tolerated) for run in self.runs
-            )
+            return tuple(log_above(*run.thinned(dependence), guard.tolerated) for run in self.runs)
         return tuple(
             log_breached(round(run.total), run.n, guard.tolerated, dependence) for run in self.runs
         )
@@ -132,7 +133,7 @@ class GuardStanding(msgspec.Struct, frozen=True, kw_only=True):
             return float(log_mean(np.array(self.bets_for)))
         run = self.runs[-1]
         if guard.kind is Kind.MEAN:
-            return log_below(run.n, run.total, run.squares, guard.margin)
+            return log_below(*run.thinned(dependence), guard.margin)
         return log_kept(round(run.total), run.n, guard.margin, dependence)
 
     @property
@@ -149,16 +150,6 @@ def _added(run: Run, n: int, total: float, squares: float) -> Run:
     return Run(n=run.n + n, total=run.total + total, squares=run.squares + squares)
 
 
-def _block_means(
-    values: Values, pending: tuple[int, float], size: int
-) -> tuple[Values, tuple[int, float]]:
-    """Means of whole blocks of `size` values, and what is left of a block that is not full."""
-    if size == 1 and not pending[0]:
-        return values, pending
-    (n, total), means = pending, []
-    for value in values:
-        n, total = n + 1, total + float(value)
-        if n >= size:
-            means.append(total / n)
-            n, total = 0, 0.0
-    return np.array(means, float), (n, total)
+def _variance(k: int, n: int) -> float:
+    """Of a share, if requests were independent; without bias, for n > 1."""
+    return k * (n - k) / n**2 / (n - 1)

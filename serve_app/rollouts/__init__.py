@@ -1,0 +1,1 @@
+"""`quantile rollout`: carries out what `serve_app.rollout` decides."""
