@@ -1,5 +1,6 @@
 """Configuration is refused early, by name, with what is known in its place."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from loadtests.campaign import load_campaign
 from serve_app.config.calibration import load_calibration
 from serve_app.config.gpus import load_gpus
 from serve_app.config.parse import parse
+from serve_app.config.rollout import read_rollout
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.config.serve_file import check_serve_file, load_serve_file
 from serve_app.domain.errors import ConfigError
@@ -20,7 +22,12 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 OTHER_SCHEMAS = {"gpus.yaml": load_gpus, "calibration.yaml": load_calibration}
 """Files in configs/ that are no Serve configs, and what reads them."""
-FOLDERS = {"campaigns": load_campaign, "quantize": read_recipe, "pipelines": read_pipeline}
+FOLDERS = {
+    "campaigns": load_campaign,
+    "quantize": read_recipe,
+    "pipelines": read_pipeline,
+    "rollouts": read_rollout,
+}
 """The same for the folders of configs/."""
 
 
@@ -172,7 +179,10 @@ USER_CONFIG = "0.deployments.0.user_config"
         (_set("0.deployments.0.name", "Router"), ["VariantRouter needs a user_config"]),
         (
             _set(f"{USER_CONFIG}.spilt", {}),
-            ["spilt is not a known key", "admission, aliases, cohorts, fallback, ladder, resilience, shadow, sleepers, split"],
+            [
+                "spilt is not a known key",
+                "admission, aliases, cohorts, fallback, ladder, resilience, shadow, sleepers, split",
+            ],
         ),
         (_set(f"{USER_CONFIG}.split", {"a": 9000}), ["have 9000", "by +1000"]),
         (_set(f"{USER_CONFIG}.split", {"a": 9000, "b": 1000}), ["split names b", "serves a"]),
@@ -241,3 +251,33 @@ def test_a_variant_may_serve_several_public_names(check):
     _set("1.args.aliases", ["fast"])(content)
     _set(f"{USER_CONFIG}.aliases", {"fast": {"split": {"a": 10_000}}})(content)
     assert [args.name for args in check(content)] == ["a"]
+
+
+def test_the_documented_user_config_is_valid():
+    text = (ROOT / "serve_app" / "routing" / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    config = parse(RouterUserConfig, yaml.safe_load(block), where="routing/README.md")
+    assert set(yaml.safe_load(block)) == set(RouterUserConfig.model_fields) - {"sleepers"}
+    assert list(config.to_aliases("m")) == ["m", "assistant-fast"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ladder": {"rungs": ["a", "z"], "ttft_p95_ms": 1}}, "ladder names z"),
+        ({"shadow": {"variant": "z", "share_bp": 1}}, "shadow names z"),
+        ({"cohorts": [{"name": "g", "floor": "a"}]}, "rungs: none, as there is no ladder"),
+        (
+            {
+                "ladder": {"rungs": ["a", "b"], "ttft_p95_ms": 1},
+                "cohorts": [{"name": "g", "floor": "c"}],
+            },
+            "floor c, which is no rung of the ladder; rungs: a, b",
+        ),
+        ({"admission": {"keys_file": "keys.yaml"}}, "absolute path"),
+    ],
+)
+def test_rules_that_name_what_is_not_there_are_refused(change, said):
+    values = {"split": {"a": 10_000, "b": 0, "c": 0}} | change
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse(RouterUserConfig, values, where="user_config")
