@@ -35,8 +35,6 @@ class LadderConfig(StrictModel):
     alias' split, and only those without one are moved."""
     window_s: Positive = 10.0
     """Over which answers and arrivals are counted."""
-    react_s: Positive = 2.0
-    """Over which it is counted how many requests found a rung at its limit, before share moves."""
     down_bp: BasisPoints = 5000
     """Most share that a rung gives away in one move."""
     up_bp: BasisPoints = 2500
@@ -67,11 +65,6 @@ class LadderConfig(StrictModel):
                 "need an SLO to hold: set ttft_p95_ms, tpot_p95_ms, or max_in_flight of every rung "
                 "above the last"
             )
-        if self.react_s > self.window_s or self.react_s > self.down_dwell_s:
-            raise ValueError(
-                f"need react_s of at most down_dwell_s and window_s, or a move is judged by what "
-                f"was before it; have {self.react_s}, {self.down_dwell_s} and {self.window_s}"
-            )
         return self
 
     def to_rules(self) -> LadderRules:
@@ -82,7 +75,6 @@ class LadderConfig(StrictModel):
             tpot_p95_s=None if self.tpot_p95_ms is None else self.tpot_p95_ms / _MS_PER_S,
             max_in_flight=dict(self.max_in_flight) or None,
             window_s=self.window_s,
-            react_s=self.react_s,
             min_answers=self.min_answers,
             down_bp=self.down_bp,
             up_bp=self.up_bp,

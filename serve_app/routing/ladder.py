@@ -6,6 +6,7 @@ flight before it misses the SLO (`limit`), and which share of the requests that 
 its own; the last rung takes the rest. `ladder_step` moves the gates, `ladder_meter` measures.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from serve_app.domain.units import BP_TOTAL
 
 TAIL = 0.05
 """The SLO is kept while at most this share of the answers is slower: a P95."""
+_LEAST_ENDED = 8
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,8 @@ class LadderRules:
     """Most in flight on a rung, of this router replica; a rung that is not named learns its own."""
     window_s: float = 10.0
     """Over which answers and arrivals are counted."""
-    react_s: float = 2.0
-    """Over which turned away requests are counted, for a move down."""
     min_answers: int = 20
-    """Answers since a limit was last changed before they can change it again."""
-    min_offered: int = 8
-    """Requests in `react_s` before a gate moves down."""
+    """Answers since a limit was last changed before it may grow."""
     down_bp: int = 5000
     up_bp: int = 2500
     """Most that one move takes from, or gives back to, a rung."""
@@ -56,10 +54,21 @@ class Gate:
     limit: int | None = None
     limit_since_s: float = 0.0
     """When `limit` changed: answers to older requests say nothing of it."""
-    capacity_per_s: float | None = None
-    """Requests per second that it took while it was at its limit; None: it never was."""
+    missed: int | None = None
+    """The depth that last missed the SLO; `limit` does not grow to it again for a while."""
+    full_s: float = 0.0
+    full_ended: float = 0.0
+    """How long the rung was full, and what it finished then; what is long ago counts less."""
     moved_at_s: float = 0.0
     """When `keep_bp` changed."""
+
+    def capacity_per_s(self, deviations: float = 0.0) -> float | None:
+        """Movable requests per second that the rung carries when it is full, less so many standard
+        deviations of the count; None: it was never full for long enough to tell."""
+        if self.full_ended < _LEAST_ENDED:
+            return None
+        least = self.full_ended - deviations * math.sqrt(self.full_ended)
+        return max(0.0, least) / self.full_s
 
 
 @dataclass(frozen=True)
@@ -111,18 +120,23 @@ class GateReadings:
     offered: float = 0.0
     """Requests that reached the gate in the window and might have gone further down."""
     wanted: float = 0.0
-    """Of those in the last `react_s`, how many its `keep_bp` would have kept."""
+    """Of those since this gate or one above it moved, how many its `keep_bp` would have kept;
+    times when a rung had more in flight than its limit are left out."""
     turned: float = 0.0
     """Of `wanted`, how many it passed on because the rung was at its limit."""
     turned_in_window: float = 0.0
-    taken_per_s: float | None = None
-    """Movable requests per second that it kept in the last `react_s`; None without any offered."""
+    full_s: float = 0.0
+    full_ended: int = 0
+    """Since the last reading: how long the rung was full, and how many movable requests it
+    finished meanwhile (all, less those that came past its gate)."""
     n_answers: int = 0
     """Answers to requests that began after the limit was last changed."""
+    n_deep: int = 0
+    """Of those, how many began at `slow_depth` or deeper."""
     n_slow: int = 0
-    """Of those, how many missed TTFT or TPOT."""
+    """Of `n_deep`, how many missed TTFT or TPOT."""
     slow_depth: int | None = None
-    """At how many in flight slow requests began: the depth that nine tenths of them exceed."""
+    """In flight when slow requests began: nine tenths of them had this many or more."""
     worst: float | None = None
     """P95 of those answers as a part of its limit, the worse of TTFT and TPOT."""
     ttft_p95_s: float | None = None

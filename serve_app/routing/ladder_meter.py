@@ -6,13 +6,13 @@ the rate. Times are handed in, from one clock.
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from serve_app.domain.observation import Observation
 from serve_app.domain.units import BP_TOTAL
-from serve_app.routing.ladder import Gate, GateReadings, LadderRules, LadderState
+from serve_app.routing.ladder import GateReadings, LadderRules, LadderState
 from serve_app.routing.window import WindowedQuantiles
 
 _DEPTH_SLOT_S = 0.05
@@ -20,6 +20,9 @@ _DEPTH_SLOTS = 4096
 """Depths of the last 205 s: how many were in flight when a request began that ends now."""
 _MOST_ANSWERS = 512
 _SLOW_DEPTH = 0.1
+"""Slow requests begin deeper than this part of them did."""
+_FULL = 0.75
+"""A rung is full while this part of its limit is in flight."""
 Number = TypeVar("Number", int, float)
 
 
@@ -57,8 +60,10 @@ class _Times:
 class _Rung:
     def __init__(self, rules: LadderRules) -> None:
         self.in_flight = 0
-        self.peak = 0
-        self.started = 0
+        self.peak = self.at_first = 0
+        """In flight since they were last read: the most, and then."""
+        self.moved_here = self.started = self.ended = 0
+        """Since they were last read; `moved_here`: of the started, those that the ladder sent."""
         self.ttft = _Times(rules.ttft_p95_s, rules.window_s)
         self.tpot = _Times(rules.tpot_p95_s, rules.window_s)
         self._depths = [(-1, 0)] * _DEPTH_SLOTS
@@ -69,6 +74,17 @@ class _Rung:
         self.peak = max(self.peak, self.in_flight)
         slot = int(now_s / _DEPTH_SLOT_S)
         self._depths[slot % _DEPTH_SLOTS] = (slot, self.in_flight)
+
+    def end(self) -> None:
+        self.ended += 1
+        self.in_flight = max(0, self.in_flight - 1)
+
+    def read(self) -> tuple[int, int, int, int]:
+        """Peak, at first, started past the gate and ended, since the last call."""
+        seen = (self.peak, self.at_first, self.started - self.moved_here, self.ended)
+        self.peak = self.at_first = self.in_flight
+        self.moved_here = self.started = self.ended = 0
+        return seen
 
     def depth_at(self, began_s: float) -> int | None:
         """In flight when a request began then; None where that is too long ago to be known."""
@@ -82,15 +98,21 @@ class _Rung:
 
 @dataclass(frozen=True, slots=True)
 class _Interval:
-    """What reached each gate between two readings."""
+    """What reached one gate, and what its rung did, between two readings."""
 
     end_s: float
     length_s: float
-    offered: tuple[float, ...]
-    wanted: tuple[float, ...]
-    turned: tuple[float, ...]
-    taken: tuple[float, ...]
-    peaks: tuple[int, ...]
+    offered: float
+    wanted: float
+    turned: float
+    peak: int
+    is_draining: bool
+    """More in flight than the limit, here or at a gate above: what is turned away meanwhile tells
+    of the queue from before, not of the load."""
+    at_first: int
+    past: int
+    """Started without having come through the gate: pinned requests, say."""
+    ended: int
 
 
 class LadderMeter:
@@ -100,7 +122,7 @@ class LadderMeter:
         self._rules = rules
         self._rungs = {name: _Rung(rules) for name in rules.rungs}
         self._routed: Counter[tuple[int, frozenset[int]]] = Counter()
-        self._intervals: deque[_Interval] = deque()
+        self._intervals: list[deque[_Interval]] = [deque() for _ in rules.rungs[:-1]]
         self._last_s = now_s
         self._tells_first = False
 
@@ -109,12 +131,13 @@ class LadderMeter:
         for name, rung in self._rungs.items():
             old = before._rungs.get(name)
             if old is not None:
-                rung.in_flight = rung.peak = old.in_flight
+                rung.in_flight = rung.peak = rung.at_first = old.in_flight
 
-    def routed(self, lowest: int, closed: frozenset[int]) -> None:
-        """A request was given shares: `lowest` is the position of the cheapest rung that it may
-        get, `closed` the gates that were at their limit."""
+    def routed(self, variant: str, lowest: int, closed: frozenset[int]) -> None:
+        """The ladder sent a request to `variant`; `lowest` is the position of the cheapest rung
+        that it might have got, `closed` are the gates that were at their limit."""
         self._routed[lowest, closed] += 1
+        self._rungs[variant].moved_here += 1
 
     def started(self, variant: str, now_s: float) -> None:
         """A request was sent to `variant`."""
@@ -135,7 +158,7 @@ class LadderMeter:
         rung = self._rungs.get(variant)
         if rung is None:
             return
-        rung.in_flight = max(0, rung.in_flight - 1)
+        rung.end()
         if observation is None or observation.status >= 400 or not observation.whole:
             return
         began_s = now_s - observation.duration_s
@@ -157,73 +180,83 @@ class LadderMeter:
     def readings(self, state: LadderState, now_s: float) -> tuple[GateReadings, ...]:
         """One per gate of `state`, which must be the state since the last call."""
         self._close_interval(state, now_s)
-        return tuple(self._gate(i, gate, now_s) for i, gate in enumerate(state.gates))
+        return tuple(self._gate(state, i, now_s) for i, gate in enumerate(state.gates))
 
     def _close_interval(self, state: LadderState, now_s: float) -> None:
-        offered, wanted, turned, taken = ([0.0] * len(state.gates) for _ in range(4))
+        n = len(state.gates)
+        offered, wanted, turned = [0.0] * n, [0.0] * n, [0.0] * n
         for (lowest, closed), count in self._routed.items():
             reach = float(count)
-            for index in range(min(lowest, len(state.gates))):
+            for index in range(min(lowest, n)):
                 keeps = reach * state.gates[index].keep_bp / BP_TOTAL
                 offered[index] += reach
                 wanted[index] += keeps
                 if index in closed:
                     turned[index] += keeps
                 else:
-                    taken[index] += keeps
                     reach -= keeps
         self._routed.clear()
-        peaks = []
-        for gate in state.gates:
-            rung = self._rungs[gate.variant]
-            peaks.append(rung.peak)
-            rung.peak = rung.in_flight
-        self._intervals.append(
-            _Interval(
-                end_s=now_s,
-                length_s=now_s - self._last_s,
-                offered=tuple(offered),
-                wanted=tuple(wanted),
-                turned=tuple(turned),
-                taken=tuple(taken),
-                peaks=tuple(peaks),
+        is_draining = False
+        for index, (gate, intervals) in enumerate(zip(state.gates, self._intervals, strict=True)):
+            peak, at_first, past, ended = self._rungs[gate.variant].read()
+            is_draining |= gate.limit is not None and peak > gate.limit
+            intervals.append(
+                _Interval(
+                    end_s=now_s,
+                    length_s=now_s - self._last_s,
+                    offered=offered[index],
+                    wanted=wanted[index],
+                    turned=turned[index],
+                    peak=peak,
+                    is_draining=is_draining,
+                    at_first=at_first,
+                    past=past,
+                    ended=ended,
+                )
             )
-        )
+            while intervals[0].end_s <= now_s - self._rules.window_s:
+                intervals.popleft()
         self._last_s = now_s
-        while self._intervals[0].end_s <= now_s - self._rules.window_s:
-            self._intervals.popleft()
 
-    def _gate(self, index: int, gate: Gate, now_s: float) -> GateReadings:
-        recent = [i for i in self._intervals if i.end_s > now_s - self._rules.react_s]
-        recent_s = sum(each.length_s for each in recent)
+    def _gate(self, state: LadderState, index: int, now_s: float) -> GateReadings:
+        gate, seen = state.gates[index], self._intervals[index]
+        moved_s = max(each.moved_at_s for each in state.gates[: index + 1])
+        recent = [each for each in seen if each.end_s > moved_s and not each.is_draining]
+        # by how full it was at first: an end makes it less full, and would leave itself uncounted
+        last = seen[-1]
+        is_full = gate.limit is not None and last.at_first >= _FULL * gate.limit
         rung = self._rungs[gate.variant]
         told = [times.since(gate.limit_since_s, now_s) for times in (rung.ttft, rung.tpot)]
-        answers = max(told, key=_slow_share)
-        slow = [each for each in answers if each.part > 1]
-        wanted = _sum(each.wanted[index] for each in recent)
-        taken = _sum(each.taken[index] for each in recent)
+        deep, slow, depth = max(map(_deep, told), key=lambda found: found[1])
         ttft_s, tpot_s = self.p95s(gate.variant, now_s)
         return GateReadings(
             in_flight=rung.in_flight,
-            peak_in_flight=max(each.peaks[index] for each in self._intervals),
-            offered=_sum(each.offered[index] for each in self._intervals),
-            wanted=wanted,
-            turned=_sum(each.turned[index] for each in recent),
-            turned_in_window=_sum(each.turned[index] for each in self._intervals),
-            taken_per_s=taken / recent_s if recent_s > 0 and wanted else None,
-            n_answers=len(answers),
-            n_slow=len(slow),
-            slow_depth=_rank([a.depth for a in slow if a.depth is not None], _SLOW_DEPTH),
+            peak_in_flight=max(each.peak for each in seen),
+            offered=sum(each.offered for each in seen),
+            wanted=sum(each.wanted for each in recent),
+            turned=sum(each.turned for each in recent),
+            turned_in_window=sum(each.turned for each in seen),
+            full_s=last.length_s if is_full else 0.0,
+            full_ended=max(0, last.ended - last.past) if is_full else 0,
+            n_answers=max(map(len, told)),
+            n_deep=deep,
+            n_slow=slow,
+            slow_depth=depth,
             worst=max((w for w in map(_p95, told) if w is not None), default=None),
             ttft_p95_s=ttft_s,
             tpot_p95_s=tpot_s,
-            window_s=sum(each.length_s for each in self._intervals),
+            window_s=sum(each.length_s for each in seen),
         )
 
 
-def _slow_share(answers: Sequence[_Answer]) -> tuple[float, int]:
-    slow = sum(each.part > 1 for each in answers)
-    return (slow / len(answers) if answers else 0.0, len(answers))
+def _deep(answers: Sequence[_Answer]) -> tuple[int, int, int | None]:
+    """How many answers began as deep as slow ones do, how many were slow, and that depth."""
+    slow = [each.depth for each in answers if each.part > 1 and each.depth is not None]
+    depth = _rank(slow, _SLOW_DEPTH)
+    if depth is None:
+        return 0, 0, None
+    deep = [each for each in answers if each.depth is not None and each.depth >= depth]
+    return len(deep), sum(each.part > 1 for each in deep), depth
 
 
 def _p95(answers: Sequence[_Answer]) -> float | None:
@@ -233,7 +266,3 @@ def _p95(answers: Sequence[_Answer]) -> float | None:
 def _rank(values: Sequence[Number], p: float) -> Number | None:
     """The nearest-rank quantile; None without values."""
     return sorted(values)[math.ceil(p * len(values)) - 1] if values else None
-
-
-def _sum(values: Iterable[float]) -> float:
-    return sum(values, 0.0)

@@ -2,15 +2,19 @@
 
 Two loops, one inside the other:
 
-- *Limit.* While more than 5 % of a rung's answers miss the SLO, its limit becomes the depth at
-  which slow requests began, or a fifth less. While requests are turned away and the answers are
-  well within the SLO, it grows by a tenth. Latency is a lagging signal, as a request waits before
-  it is slow; the number in flight, held against a limit that latency has taught, is not.
+- *Limit.* Where more than 5 % of the answers that began at some depth miss the SLO, and not by
+  chance, the limit becomes less than that depth. While requests are turned away and the answers
+  are well within the SLO, it grows, for a while not to a depth that was too much. A rung that has
+  taught nothing yet gets the limit of the rung above it, which is dearer, so that one burst need
+  not miss the SLO once per rung. Latency is a lagging signal, as a request waits before it is
+  slow; the number in flight, held against a limit that latency has taught, is not.
 - *Share.* A gate at its limit turns requests away one by one, at once. Where it turns away more
   than a rung that is loaded just to its limit would (Erlang's loss formula), the overload is not
-  chance, and the gate keeps less, so that sessions move once and not to and fro. It keeps more
-  again only when the rate that reaches it, with the statistical doubt of its count added, would
-  leave the rung at 85 % of what it carried at its limit. That margin is the hysteresis.
+  chance, and the gate keeps less, so that sessions move once and not to and fro. What is turned
+  away while a queue from before drains does not count. It keeps more again only when the rate that
+  reaches it would leave the rung at 85 % of what it was seen to carry, both with the statistical
+  doubt of their counts on the safe side. This margin is the hysteresis. The best rung comes back
+  first: while it does not keep all, those below it do not move up, or the whole ladder would swing.
 """
 
 import math
@@ -21,15 +25,22 @@ from functools import lru_cache
 from serve_app.domain.units import BP_TOTAL
 from serve_app.routing.ladder import TAIL, Gate, GateReadings, LadderRules, LadderState
 
-_SHRINK, _GROW = 0.8, 1.1
+_GROW, _SHRINK, _SHRINK_FAST = 1.1, 0.95, 0.8
+_BLATANT = 0.25
+"""A share of slow answers above which a limit shrinks fast."""
+_LEAST_SLOW, _CHANCE = 3, 0.01
+"""So many slow answers, with at most this probability if the SLO held, are no chance."""
+_REMEMBERED_WINDOWS = 12
 _RELAXED = 0.8
 """A limit grows while the P95 is at most this part of what it may be."""
 _EXCESS = 1.2
 """How many times Erlang's loss a gate turns away before its share moves."""
-_AT_LIMIT = 0.05
-"""A rung whose gate turned away this share is at its limit: what it takes is its capacity."""
-_FORGET = 0.1
-"""Weight of one step in the running mean of the capacity."""
+_LEAST_WANTED, _SIGMAS = 10, 3
+"""So many requests, and so many standard deviations above chance, move a share."""
+_SETTLED_WINDOWS = 6
+"""After so many windows without a move down a lower rung need not wait for those above it."""
+_MEMORY_S = 60.0
+"""Seconds at its limit over which what a rung carries is averaged."""
 _Z = 1.645
 """One-sided 95 % of the normal distribution."""
 
@@ -38,11 +49,17 @@ def step(
     rules: LadderRules, state: LadderState, readings: Sequence[GateReadings], now_s: float
 ) -> LadderState:
     """The state after `readings`, one per gate. The same arguments give the same state."""
-    gates, reasons = [], []
-    for gate, seen in zip(state.gates, readings, strict=True):
-        gate = _with_capacity(gate, seen)
+    gates: list[Gate] = []
+    reasons = []
+    last_move_s = max(gate.moved_at_s for gate in state.gates)
+    is_settled = now_s - last_move_s >= _SETTLED_WINDOWS * rules.window_s
+    for before, seen in zip(state.gates, readings, strict=True):
+        gate = _with_capacity(before, seen)
         gate, why_limit = _with_limit(rules, gate, seen, now_s)
-        gate, why_keep = _with_keep(rules, gate, seen, now_s)
+        if gate.limit is None and gates and gates[-1].limit is not None:
+            gate = replace(gate, limit=gates[-1].limit, limit_since_s=now_s)
+        may_rise = is_settled or all(above.keep_bp == BP_TOTAL for above in gates)
+        gate, why_keep = _with_keep(rules, gate, seen, now_s, may_rise)
         gates.append(gate)
         reasons += [f"{gate.variant}: {why}" for why in (why_limit, why_keep) if why]
     moves = sum(new.keep_bp != old.keep_bp for new, old in zip(gates, state.gates, strict=True))
@@ -63,48 +80,59 @@ def erlang_loss(limit: int) -> float:
     return loss
 
 
+def is_missed(n_slow: int, n: int) -> bool:
+    """Whether `n_slow` of `n` tell that the SLO is missed: more than 5 %, and hardly by chance."""
+    if n_slow < _LEAST_SLOW or n_slow <= TAIL * n:
+        return False
+    fewer = sum(math.comb(n, k) * TAIL**k * (1 - TAIL) ** (n - k) for k in range(n_slow))
+    return 1 - fewer < _CHANCE
+
+
 def _with_capacity(gate: Gate, seen: GateReadings) -> Gate:
-    """Learn what the rung takes per second, from the times when it is at its limit."""
-    if seen.taken_per_s is None or seen.wanted <= 0 or seen.turned < _AT_LIMIT * seen.wanted:
-        return gate
-    known = gate.capacity_per_s
-    learned = seen.taken_per_s if known is None else known + _FORGET * (seen.taken_per_s - known)
-    return replace(gate, capacity_per_s=learned)
+    kept = math.exp(-seen.full_s / _MEMORY_S)
+    return replace(
+        gate,
+        full_s=gate.full_s * kept + seen.full_s,
+        full_ended=gate.full_ended * kept + seen.full_ended,
+    )
 
 
 def _with_limit(
     rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float
 ) -> tuple[Gate, str]:
-    if seen.n_answers < rules.min_answers:
-        return gate, ""
-    if seen.n_slow > TAIL * seen.n_answers:
-        found = max(1, (seen.slow_depth or 1) - 1)
-        limit = found if gate.limit is None else min(found, math.floor(gate.limit * _SHRINK))
-        limit = max(1, limit)
+    if seen.slow_depth is not None and is_missed(seen.n_slow, seen.n_deep):
+        limit = max(1, seen.slow_depth - 1)
+        if gate.limit is not None:
+            by = _SHRINK_FAST if seen.n_slow > _BLATANT * seen.n_deep else _SHRINK
+            limit = max(1, min(limit, math.ceil(gate.limit * by) - 1))
         if limit == gate.limit:
             return gate, ""
-        why = f"{seen.n_slow} of {seen.n_answers} answers missed the SLO, at most {limit} in flight"
-        return replace(gate, limit=limit, limit_since_s=now_s), why
+        answers = f"{seen.n_slow} of {seen.n_deep} answers at {seen.slow_depth} in flight or more"
+        why = f"{answers} missed the SLO, so at most {limit}"
+        missed = max(limit + 1, seen.slow_depth)
+        return replace(gate, limit=limit, limit_since_s=now_s, missed=missed), why
     if gate.limit is None or not seen.turned_in_window or seen.worst is None:
         return gate, ""
-    is_due = now_s - gate.limit_since_s >= rules.window_s
+    is_due = now_s - gate.limit_since_s >= rules.window_s and seen.n_answers >= rules.min_answers
     if seen.worst > _RELAXED or not is_due:
         return gate, ""
     limit = max(gate.limit + 1, math.floor(gate.limit * _GROW))
     limit = min(limit, (rules.max_in_flight or {}).get(gate.variant, limit))
-    if limit == gate.limit:
+    if now_s - gate.limit_since_s < _REMEMBERED_WINDOWS * rules.window_s:
+        limit = min(limit, (gate.missed or limit + 1) - 1)
+    if limit <= gate.limit:
         return gate, ""
     return replace(gate, limit=limit, limit_since_s=now_s), f"well within the SLO, up to {limit}"
 
 
 def _with_keep(
-    rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float
+    rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float, may_rise: bool
 ) -> tuple[Gate, str]:
     lower = _lower(rules, gate, seen, now_s)
     if lower is not None and lower < gate.keep_bp:
         why = f"at its limit of {gate.limit}, keeps {lower} instead of {gate.keep_bp} bp"
         return replace(gate, keep_bp=lower, moved_at_s=now_s), why
-    higher = _higher(rules, gate, seen, now_s)
+    higher = _higher(rules, gate, seen, now_s) if may_rise else None
     if higher is not None and higher > gate.keep_bp:
         why = f"has room again, keeps {higher} instead of {gate.keep_bp} bp"
         return replace(gate, keep_bp=higher, moved_at_s=now_s), why
@@ -113,15 +141,17 @@ def _with_keep(
 
 def _lower(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) -> int | None:
     """What to keep where chance alone would not turn so many away; None: no reason to move."""
-    is_due = now_s - gate.moved_at_s >= rules.down_dwell_s or gate.keep_bp == BP_TOTAL
-    if gate.limit is None or seen.wanted < rules.min_offered or not is_due:
+    is_due = now_s - gate.moved_at_s >= rules.down_dwell_s
+    if gate.limit is None or seen.wanted < _LEAST_WANTED or not is_due:
         return None
     lost = seen.turned / seen.wanted
     by_chance = erlang_loss(gate.limit)
-    if lost < _EXCESS * by_chance + 2 * math.sqrt(by_chance * (1 - by_chance) / seen.wanted):
+    doubt = _SIGMAS * math.sqrt(by_chance * (1 - by_chance) / seen.wanted)
+    if lost < _EXCESS * by_chance + doubt:
         return None
-    kept = gate.keep_bp * (1 - lost) * (1 + by_chance / 2)
-    return max(round(kept), gate.keep_bp - rules.down_bp, 0)
+    # what it takes when it turns no more away than by chance, and a little less: it is overloaded
+    kept_bp = gate.keep_bp * (1 - lost) * (1 + by_chance / 2)
+    return max(round(kept_bp), gate.keep_bp - rules.down_bp, 0)
 
 
 def _higher(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) -> int | None:
@@ -130,13 +160,12 @@ def _higher(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) ->
         return None
     most_per_s = (seen.offered + _Z * math.sqrt(seen.offered) + 1) / seen.window_s
     room_bp = 0.0
-    if gate.capacity_per_s is not None:
-        room_bp = rules.clear_bp * gate.capacity_per_s / most_per_s
+    carried_per_s = gate.capacity_per_s(_Z)
+    if carried_per_s is not None:
+        room_bp = rules.clear_bp * carried_per_s / most_per_s
     if gate.limit is None or seen.peak_in_flight <= gate.limit / 2:
         # it was never even half full: whatever its capacity was thought to be, there is more
         room_bp = max(room_bp, gate.keep_bp + rules.up_bp)
     wanted_bp = min(room_bp, gate.keep_bp + rules.up_bp, BP_TOTAL)
-    is_worth_it = wanted_bp >= min(
-        BP_TOTAL, gate.keep_bp * (BP_TOTAL + rules.hysteresis_bp) / BP_TOTAL
-    )
-    return round(wanted_bp) if is_worth_it else None
+    worth_bp = gate.keep_bp * (BP_TOTAL + rules.hysteresis_bp) / BP_TOTAL
+    return round(wanted_bp) if wanted_bp >= min(BP_TOTAL, worth_bp) else None

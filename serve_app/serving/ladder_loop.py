@@ -15,7 +15,7 @@ from typing import Any
 from serve_app.config.ladder import LadderConfig
 from serve_app.domain.observation import Observation
 from serve_app.domain.traffic import Caller, RouteDecision, RouteReason
-from serve_app.routing.ladder import GateReadings, LadderRules, LadderState, shares_for
+from serve_app.routing.ladder import Gate, GateReadings, LadderRules, LadderState, shares_for
 from serve_app.routing.ladder_meter import LadderMeter
 from serve_app.routing.ladder_step import step
 from serve_app.telemetry.metrics import LadderMetrics
@@ -116,7 +116,7 @@ class LadderLoop:
         if asked:
             floor = caller.cohort.floor if caller.cohort else None
             lowest = rungs.index(floor) if floor in rungs else len(rungs) - 1
-            self._meter.routed(lowest, self._closed())
+            self._meter.routed(decision.variant, lowest, self._closed())
 
     def started(self, variant: str) -> None:
         """A request is being sent to `variant`."""
@@ -140,11 +140,10 @@ class LadderLoop:
         now_s = self._clock()
         self._readings = self._meter.readings(self.state, now_s)
         before, self.state = self.state, step(self._rules, self.state, self._readings, now_s)
-        if before.gates == self.state.gates:
+        if [_stand(gate) for gate in before.gates] == [_stand(gate) for gate in self.state.gates]:
             return
         self._shares = {}
-        if before.reason != self.state.reason:
-            logger.info("ladder: %s; now %s", self.state.reason, shares_for(self.state))
+        logger.info("ladder: %s; now %s", self.state.reason, shares_for(self.state))
         if self._metrics is not None:
             self._metrics.moved(before, self.state)
 
@@ -164,7 +163,7 @@ class LadderLoop:
                 "in_flight": self._meter.in_flight(name),
                 "limit": gate and gate.limit,
                 "at_limit": index in closed,
-                "capacity_per_s": gate and gate.capacity_per_s,
+                "capacity_per_s": gate and gate.capacity_per_s(),
                 "ttft_p95_s": ttft_s,
                 "tpot_p95_s": tpot_s,
             }
@@ -194,3 +193,7 @@ class LadderLoop:
                 self.tick()
             except Exception:  # a ladder that stopped would leave its shares where they are
                 logger.exception("a step of the precision ladder failed; it goes on")
+
+
+def _stand(gate: Gate) -> tuple[int, int | None]:
+    return gate.keep_bp, gate.limit
