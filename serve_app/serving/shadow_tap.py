@@ -75,7 +75,8 @@ class Tap:
         """The next bytes of the primary's body."""
         if self.is_over or not piece:
             return
-        self.primary.append(piece)
+        # A view of a buffer that is used again would not last.
+        self.primary.append(piece if type(piece) is bytes else bytes(piece))
         self._n_primary_bytes += len(piece)
         if self._n_primary_bytes > self.config.max_body_bytes:
             self._owner.drop(self, Drop.PRIMARY_TOO_LARGE)
