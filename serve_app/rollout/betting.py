@@ -14,9 +14,9 @@ on those pairs that differ, so that nothing is lost against it.
 
 Requests that belong together (a session, a stalled engine) are not so many units. The product of
 their factors raised to 1/d is an e-value still if at most d of them depend on each other, however
-they do: E[prod f^(1/d)] <= prod E[f]^(1/d) (Hoelder's inequality). With d the design effect, which is
-smaller, it is one to second order in the stakes: a sum of variance d V instead of V is then bet on
-as on n / d units.
+they do: E[prod f^(1/d)] <= prod E[f]^(1/d) (Hoelder's inequality). With d the design effect, which
+is smaller, it is one to second order in the stakes: a sum of variance d V instead of V is then bet
+on as on n / d units.
 """
 
 import numpy as np

@@ -18,7 +18,7 @@ LAYERS = (
     | {"quantize data"},
     {"config", "engines", "node", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
-    {"app", "demo", "recommend", "tenants_cli"},
+    {"app", "demo", "recommend", "rollouts", "tenants_cli"},
     {"family", "pipeline"},
     {"cli"},
 )
@@ -54,6 +54,7 @@ SERVE_APP_MAY_IMPORT_LOADTESTS = {
     "serve_app.demo",
     "serve_app.pipeline",
     "serve_app.recommend",
+    "serve_app.rollouts",
 }
 
 REFERENCE_TRAINING = {
@@ -132,7 +133,7 @@ EDGES = {
     },
     "locust": {"loadtests.locustfile", *LOCUST_SIDE},
     "gevent": {"loadtests.locustfile", *LOCUST_SIDE},
-    "matplotlib": {"loadtests.report", "serve_app.fleet.picture"},
+    "matplotlib": {"loadtests.report", "serve_app.fleet.picture", "serve_app.rollouts.picture"},
 }
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
