@@ -8,7 +8,8 @@ sent its head already: a generation leaves nothing behind but its cost
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from serve_app.config.resilience import ResilienceConfig
@@ -33,6 +34,8 @@ from serve_app.telemetry.metrics import RouterMetrics
 
 _INGRESS_PAUSE_S = 0.05
 _NONE_OPEN: frozenset[str] = frozenset()
+_NO_LIMIT = nullcontext()
+_NO_VARIANT = "none"
 
 
 class Attempts:
@@ -79,6 +82,27 @@ class Attempts:
         if limit_s is None or (asked_s is not None and asked_s < limit_s):
             limit_s = asked_s
         return None if limit_s is None else arrived_s + limit_s
+
+    def in_time(self, deadline_s: float | None) -> AbstractAsyncContextManager[None]:
+        """Around what a request waits for before it is asked anywhere: its body, its place.
+
+        Raises DeadlineError at `deadline_s`.
+        """
+        return _NO_LIMIT if deadline_s is None else self._in_time(deadline_s)
+
+    @asynccontextmanager
+    async def _in_time(self, deadline_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(deadline_s - self._clock()) as timeout:
+                yield
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            self._metrics.timed_out(_NO_VARIANT, "waiting")
+            raise DeadlineError(
+                "the request's time was up before it had a place in the router; give it more "
+                f"({TIMEOUT_HEADER.decode()}), or send fewer at once"
+            ) from None
 
     def limit(self, deadline_s: float | None) -> AnswerLimit:
         """What bounds an answer that has begun."""

@@ -35,7 +35,7 @@ class RouterMetrics(Protocol):
         """A variant's circuit breaker is `closed`, `open` or `half_open` from now on."""
 
     def timed_out(self, variant: str, where: str) -> None:
-        """A request's time was up: before the `first_byte`, or in the `stream`."""
+        """A request's time was up: while `waiting`, before the `first_byte`, in the `stream`."""
 
 
 class ServeMetrics:

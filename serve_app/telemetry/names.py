@@ -65,7 +65,8 @@ ROUTER_BREAKER_CHANGES = MetricName(
 )
 ROUTER_DEADLINES = MetricName(
     "quantile_router_deadlines_exceeded_total",
-    "Requests whose time was up, before their first byte (where: first_byte) or after it (stream).",
+    "Requests whose time was up: before they had a place in the router (where: waiting), before "
+    "their first byte (first_byte), or after it (stream).",
     ("variant", "where"),
 )
 ROUTER_TTFT = HistogramName(

@@ -338,6 +338,18 @@ class TestDeadlines:
         assert bench.it.known_open() == set()
 
 
+async def test_the_wait_for_a_place_is_in_the_time_too(bench):
+    async with bench.it.in_time(None), bench.it.in_time(bench.now_s + 1):
+        pass
+    with pytest.raises(DeadlineError, match="place in the router"):
+        async with bench.it.in_time(bench.now_s + 0.01):
+            await asyncio.sleep(5)
+    assert bench.metrics.timeouts == [("none", "waiting")]
+    with pytest.raises(TimeoutError, match="another's"):
+        async with bench.it.in_time(bench.now_s + 1):
+            raise TimeoutError("another's")
+
+
 async def test_what_goes_wrong_with_us_is_no_verdict_on_the_variant(bench):
     bench.script(a=(KeyError("ours"),))
     for _ in range(9):
