@@ -102,6 +102,14 @@ def just_too_large(rng: random.Random, number: int) -> Case:
     return _case("headers at the limit", raw, expects=frozenset({200, 400, 431}))
 
 
+def impatient(rng: random.Random, number: int) -> Case:
+    """A client that gives hardly any time, which is not the variant's fault."""
+    limit_ms = rng.choice(["1", "1", "2", "5", "50"])
+    headers = [JSON_TYPE, ("x-request-timeout-ms", limit_ms), ("x-session-id", f"i{number}")]
+    body = chat(stream=rng.random() < 0.5, max_tokens=rng.choice([1, 50]))
+    return _case("impatient", request(body=body, headers=headers), expects=frozenset({200, 504}))
+
+
 def stalled_body(rng: random.Random, number: int) -> Case:
     """A body that never comes to its end, of a client that waits for its answer all the same."""
     raw = request(body=chat(pad="x" * 50), headers=[JSON_TYPE])
@@ -225,6 +233,7 @@ FAMILIES: Mapping[str, tuple[Callable[[random.Random, int], Case], float]] = {
     "model name": (model_name, 0.50),
     "canary": (canary, 0.04),
     "session": (session, 0.05),
+    "impatient": (impatient, 0.015),
     "header flood": (header_flood, 0.02),
     "headers at the limit": (just_too_large, 0.01),
     "slow body": (slow_body, 0.019),
