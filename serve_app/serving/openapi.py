@@ -40,6 +40,7 @@ _COUNT: Json = {"type": ["integer", "null"]}
 _NUMBER: Json = {"type": ["number", "null"]}
 _GENERATION: Json = {
     "stream": _FLAG,
+    "n": _COUNT,
     "temperature": _NUMBER,
     "top_p": _NUMBER,
     "seed": _COUNT,
