@@ -19,6 +19,7 @@ from serve_app.engines.engine import Scope
 from serve_app.routing.breaker import Breaker, BreakerState
 from serve_app.routing.retry_budget import RetryBudget
 from serve_app.serving.directory import VariantDirectory
+from serve_app.serving.drain import Drain
 from serve_app.serving.http import TIMEOUT_HEADER, Headers, asked_timeout_s
 from serve_app.serving.limits import AnswerLimit, AnswerLimits, Ending
 from serve_app.serving.relay import (
@@ -51,6 +52,7 @@ class Attempts:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.limits = AnswerLimits()
+        self._drain = Drain(self.limits)
         self._relay = relay
         self._directory = directory
         self._metrics = metrics
@@ -72,6 +74,11 @@ class Attempts:
             self._not_closed.clear()
         self._config = config
         self.limits.idle_s = _seconds(config.idle_timeout_ms)
+        self._drain.after_s = config.drain_s
+
+    def close(self) -> None:
+        """Stop watching for this replica's end."""
+        self._drain.close()
 
     def deadline_s(self, headers: Headers, arrived_s: float) -> float | None:
         """By the clock, when a request that came at `arrived_s` must be over; None: whenever.
@@ -124,6 +131,9 @@ class Attempts:
         or the retry budget is spent, DeadlineError at `deadline_s` (by the clock). The caller owns
         the answer that is returned, and tells `observe` how it ended.
         """
+        self._drain.seen(scope)
+        if self.limits.is_stopped:
+            raise _stopping()
         self._budget.request(self._clock())
         waiting = [decision.variant, *decision.stand_ins]
         again = self._config.retry.same_variant
@@ -167,6 +177,7 @@ class Attempts:
         """What `GET /status` shows of this replica."""
         now_s = self._clock()
         return {
+            "draining": self._drain.is_draining,
             "retries_left": self._budget.left(now_s),
             "breakers": {
                 name: {"state": breaker.state, "retry_after_s": breaker.retry_after_s(now_s)}
@@ -214,9 +225,11 @@ class Attempts:
         else:
             is_last = False
         try:
-            async with asyncio.timeout(limit_s):
-                answer = await self._begun(variant, scope, body, left_s)
+            async with asyncio.timeout(limit_s) as bound:
+                answer = await self._begun(variant, scope, body, left_s, bound)
         except TimeoutError:
+            if self.limits.is_stopped:
+                raise _stopping() from None
             if is_last:
                 raise self._too_late(variant) from None
             if is_asleep:
@@ -227,16 +240,28 @@ class Attempts:
             self._directory.has_woken(variant)
         return answer
 
-    async def _begun(self, variant: str, scope: Scope, body: bytes, left_s: float | None) -> Answer:
-        answer = await self._relay.ask(variant, scope, body, left_s)
+    async def _begun(
+        self,
+        variant: str,
+        scope: Scope,
+        body: bytes,
+        left_s: float | None,
+        bound: asyncio.Timeout,
+    ) -> Answer:
+        waiting = self.limits.waiting
+        waiting.add(bound)
         try:
-            await answer.begun()
-        except UpstreamTruncatedError as error:
-            answer.close()
-            raise ReplicaLostError(f"its answer ended before it began: {error}") from None
-        except BaseException:
-            answer.close()
-            raise
+            answer = await self._relay.ask(variant, scope, body, left_s)
+            try:
+                await answer.begun()
+            except UpstreamTruncatedError as error:
+                answer.close()
+                raise ReplicaLostError(f"its answer ended before it began: {error}") from None
+            except BaseException:
+                answer.close()
+                raise
+        finally:
+            waiting.discard(bound)
         return answer
 
     def _may_have_another(self, variant: str, error: VariantBusyError) -> bool:
@@ -297,6 +322,10 @@ class Attempts:
         pause_s = _INGRESS_PAUSE_S * (1 + self._draw())
         left_s = pause_s if deadline_s is None else max(0.0, deadline_s - self._clock())
         await asyncio.sleep(min(pause_s, left_s))
+
+
+def _stopping() -> VariantUnavailableError:
+    return VariantUnavailableError("this replica of the router stops; another takes the request")
 
 
 def _seconds(time_ms: int | None) -> float | None:

@@ -30,22 +30,27 @@ class AnswerLimits:
     def __init__(self) -> None:
         self.idle_s: float | None = None
         """How long a variant may say nothing in the middle of an answer."""
+        self.waiting: set[asyncio.Timeout] = set()
+        """Around what waits for the first byte of an answer; stopping ends them too."""
+        self.is_stopped = False
         self._running: set[AnswerLimit] = set()
-        self._is_stopped = False
 
     def begin(self, left_s: float | None = None) -> "AnswerLimit":
         """For one answer, that may take `left_s` more seconds; enter it around its bytes."""
         limit = AnswerLimit(self._running, self.idle_s, left_s)
-        if self._is_stopped:
+        if self.is_stopped:
             limit.end(Ending.STOPPED)
         return limit
 
     def stop(self) -> int:
         """End every answer, those that are still to begin too. Returns how many were under way."""
-        self._is_stopped = True
-        for limit in (running := tuple(self._running)):
+        self.is_stopped = True
+        running, waiting = tuple(self._running), tuple(self.waiting)
+        for limit in running:
             limit.end(Ending.STOPPED)
-        return len(running)
+        for timeout in waiting:
+            timeout.reschedule(asyncio.get_running_loop().time())
+        return len(running) + len(waiting)
 
 
 class AnswerLimit:

@@ -358,8 +358,18 @@ async def test_what_goes_wrong_with_us_is_no_verdict_on_the_variant(bench):
     assert bench.relay.asked == ["a"] * 9
 
 
+async def test_stopping_ends_what_waits_and_what_comes(bench):
+    bench.script(a=lambda: FakeAnswer(asyncio.Event()))
+    task = asyncio.create_task(bench.refused(said="replica of the router stops"))
+    await asyncio.sleep(0.01)
+    assert bench.it.limits.stop() == 1
+    assert (await task).http_status == 503
+    await bench.refused(said="replica of the router stops")
+    assert bench.relay.asked == ["a"]
+
+
 async def test_the_view(bench):
-    assert bench.it.view() == {"retries_left": 100, "breakers": {}}
+    assert bench.it.view() == {"draining": False, "retries_left": 100, "breakers": {}}
     bench.script(a=(ReplicaLostError("lost"), good()))
     await bench.ask()
     view = bench.it.view()
