@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.domain.traffic import RouteReason
+from serve_app.serving.http import MAX_TIMEOUT_MS
 
 Json = dict[str, Any]
 
@@ -96,7 +97,18 @@ def openapi_document() -> Json:
             },
             OPENAPI_PATH: {"get": _local("This document")},
         },
-        "components": {"schemas": _schemas(), "headers": _headers()},
+        "security": [{}, {"key": []}],
+        "components": {
+            "schemas": _schemas(),
+            "headers": _headers(),
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, where the router has a file of them.",
+                }
+            },
+        },
     }
 
 
@@ -111,7 +123,15 @@ def _relayed(path: str) -> Json:
             **fields,
         },
     }
-    session = _parameter("x-session-id", "One session stays on one variant.")
+    parameters = [
+        _parameter("x-session-id", "One session stays on one variant."),
+        _parameter("x-request-id", "Decides where there is no session."),
+        _parameter(
+            "x-request-timeout-ms",
+            "The longest that the request may take, to the last byte of its answer.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
+        ),
+    ]
     answer = {
         "description": "The variant's answer: JSON, or server-sent events where `stream` is true. "
         "A stream that breaks off ends in an event with an `error`.",
@@ -121,7 +141,7 @@ def _relayed(path: str) -> Json:
     return {
         "summary": summary,
         "operationId": path.strip("/").replace("/", "_"),
-        "parameters": [session, _parameter("x-request-id", "Decides where there is no session.")],
+        "parameters": parameters,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {"200": answer, **_refusals(ERRORS), "default": _error("The variant's own.")},
     }
@@ -147,8 +167,7 @@ def _model() -> Json:
     return operation | {"parameters": [name]}
 
 
-def _parameter(name: str, description: str) -> Json:
-    schema = {"type": "string"}
+def _parameter(name: str, description: str, schema: Json = _TEXT) -> Json:
     return {"name": name, "in": "header", "description": description, "schema": schema}
 
 

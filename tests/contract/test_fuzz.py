@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from serve_app.domain.traffic import RouteReason
 from serve_app.serving.openapi import ERRORS, OPENAPI_PATH, RELAYED, openapi_document
 from tests.fakes import fuzz_strategies as strategies
 from tests.fakes.fuzz_cases import ALIAS, KEY, MAX_BODY_BYTES, Case, cases
@@ -62,7 +61,7 @@ CONFORMANCE = [
     checks.response_schema_conformance,
 ]
 MOST_VALUES = 16
-"""Of a label that is neither a variant nor a reason nor a status: outcomes, kinds, limits."""
+"""Of a label that is neither a variant nor a status: reasons, outcomes, kinds, limits."""
 MAX_IDLE_CONNECTIONS = 256
 """That the router's pool of connections to its variants may keep (`UpstreamPool`)."""
 
@@ -287,7 +286,6 @@ def _assert_labels_are_ours(vitals: Vitals) -> None:
     """No label's value comes from a request: those were all different, and numbered."""
     known = {
         "variant": {*SCRIPTS, "none"},
-        "reason": set(RouteReason),
         "status": {str(status) for status in {200, *ERRORS}},
     }
     for label, values in vitals.labels.items():
