@@ -181,7 +181,7 @@ USER_CONFIG = "0.deployments.0.user_config"
             _set(f"{USER_CONFIG}.spilt", {}),
             [
                 "spilt is not a known key",
-                "admission, aliases, cohorts, fallback, ladder, resilience, shadow, sleepers, split",
+                "admission, aliases, cohorts, fallback, ladder, resilience, shadow, sleepers",
             ],
         ),
         (_set(f"{USER_CONFIG}.split", {"a": 9000}), ["have 9000", "by +1000"]),
