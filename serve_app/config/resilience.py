@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from serve_app.config.strict import StrictModel
+from serve_app.domain.errors import ConfigError
 from serve_app.routing.breaker import BreakerRules
 from serve_app.routing.retry_budget import BudgetRules
 
@@ -86,3 +87,22 @@ class ResilienceConfig(StrictModel):
                 "time is left for another attempt"
             )
         return self
+
+
+HAPROXY_FLOOR_S = 35.0
+"""Serve raises `graceful_shutdown_timeout_s` to this behind HAProxy: 30 s in which a replica that
+is stopped still takes requests (`RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S`), and 5 s."""
+LAST_WORDS_S = 7.0
+"""To learn that it is stopped (a second), and to end its last answers (five, of a slow client)."""
+
+
+def check_drain(config: ResilienceConfig, graceful_shutdown_timeout_s: float) -> None:
+    """Whether the router's last answers end before Serve ends their replica. Raises ConfigError."""
+    stop_s = max(graceful_shutdown_timeout_s, HAPROXY_FLOOR_S)
+    if config.drain_s is not None and config.drain_s + LAST_WORDS_S > stop_s:
+        raise ConfigError(
+            f"resilience.drain_s {config.drain_s:g} and {LAST_WORDS_S:g} s for the last words end "
+            f"after Serve has ended the router's replica ({stop_s:g} s): set drain_s to "
+            f"{stop_s - LAST_WORDS_S:g}, or VariantRouter's graceful_shutdown_timeout_s to "
+            f"{config.drain_s + LAST_WORDS_S:g}"
+        )
