@@ -5,6 +5,7 @@ of models, `/tokenize` and `/detokenize`, and completions with `echo`, which tel
 log-probabilities of the prompt (`serve_app.engines.llamacpp_echo`).
 """
 
+import asyncio
 from typing import Any, Protocol
 
 import msgspec
@@ -29,6 +30,7 @@ _GET = frozenset({"/health", "/metrics", "/v1/models"})
 _POST = RELAYED | {"/tokenize", "/detokenize"}
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, of completions that are no chat."""
+_NOTICE_STEPS, _NOTICE_STEP_S = 20, 0.01
 _CREATED = 0
 """When the model was made: a file does not tell."""
 
@@ -79,7 +81,18 @@ class LlamaCppApp:
         except QuantileError as error:
             if started:
                 raise
+            if isinstance(error, EngineError):
+                await self._until_noticed()
             await _send_error(send, error)
+
+    async def _until_noticed(self) -> None:
+        """A process that is killed closes its socket a moment before its end is told here. Who
+        looks at `alive` to see whether the error is one of a dead engine must not look too soon.
+        """
+        for _ in range(_NOTICE_STEPS):
+            if not self._child.alive:
+                return
+            await asyncio.sleep(_NOTICE_STEP_S)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
