@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serve_app.config.schema import EngineSettings
+from serve_app.engines.samples import Sample
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -59,6 +60,10 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """How busy it is; cheap enough to ask several times a second."""
+
+    async def samples(self) -> list[Sample]:
+        """Its own metrics now, a few milliseconds in pieces that let requests through. Empty where
+        it has none. Raises EngineError."""
 
     async def check_health(self) -> None:
         """Raise EngineError if the engine is dead."""

@@ -24,6 +24,7 @@ from serve_app.engines.fake_asgi import lifespan, read_body, respond, until_disc
 from serve_app.engines.fake_script import FakeScript
 from serve_app.engines.fake_wire import error_body
 from serve_app.engines.llamacpp_upstream import Upstream
+from serve_app.engines.samples import Sample, app_samples
 
 START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 2.0
@@ -65,6 +66,10 @@ class FakeChildEngine:
     def load(self) -> EngineLoad:
         """Requests that were relayed and are not over."""
         return EngineLoad(self._n_open, 0, None)
+
+    async def samples(self) -> list[Sample]:
+        """What its `/metrics` page says."""
+        return await app_samples(self.app)
 
     async def check_health(self) -> None:
         """Raise EngineError if the process has ended."""

@@ -9,6 +9,7 @@ from serve_app.engines.engine import EngineLoad, EngineSpec
 from serve_app.engines.fake import FakeEngine as FakeApp
 from serve_app.engines.fake import create_app
 from serve_app.engines.fake_script import FakeScript
+from serve_app.engines.samples import Sample, app_samples
 
 if TYPE_CHECKING:
     from serve_app.engines.fake_child import FakeChildEngine
@@ -33,6 +34,10 @@ class FakeEngine:
         slots = self.app.script.max_num_seqs
         kv_use = self.app.running / slots if slots else None
         return EngineLoad(self.app.running, self.app.waiting, kv_use)
+
+    async def samples(self) -> list[Sample]:
+        """What its `/metrics` page says."""
+        return await app_samples(self.app)
 
     async def check_health(self) -> None:
         """Raise EngineError where the script refuses health."""

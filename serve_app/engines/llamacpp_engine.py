@@ -20,6 +20,7 @@ from serve_app.engines.llamacpp_lib import (
     system_info,
 )
 from serve_app.engines.llamacpp_process import ChildSettings
+from serve_app.engines.samples import Sample, app_samples
 from serve_app.node.host import cpu_model
 from serve_app.planning.llamacpp import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_NUM_SEQS
 from serve_app.store.gguf_config import gguf_config
@@ -47,6 +48,10 @@ class LlamaCppEngine:
         """Requests in its slots, and those that wait for one. How full they are is not told."""
         busy, slots = self.app.n_open, self.app.n_slots
         return EngineLoad(running=min(busy, slots), waiting=max(0, busy - slots), kv_use=None)
+
+    async def samples(self) -> list[Sample]:
+        """What its `/metrics` page says."""
+        return await app_samples(self.app)
 
     async def check_health(self) -> None:
         """Raise EngineError if llama.cpp's process has ended."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineLoad, EngineSpec
+from serve_app.engines.samples import Sample, family_samples
 from serve_app.engines.vllm_facts import flags
 from serve_app.node.host import cpu_model
 
@@ -48,6 +49,7 @@ def prepare_environment(threads: int | None) -> None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
+_OWN_METRICS = "vllm:"
 _RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 _KV_USE = "vllm:kv_cache_usage_perc"
 
@@ -96,6 +98,17 @@ class VllmEngine:
             waiting=round(sum(waiting)) if waiting else None,
             kv_use=sum(kv_use) / len(kv_use) if kv_use else None,
         )
+
+    async def samples(self) -> list[Sample]:
+        """vLLM's own, of this process's registry; none with `disable_log_stats`."""
+        from prometheus_client import REGISTRY
+
+        found: list[Sample] = []
+        for family in REGISTRY.collect():
+            if family.name.startswith(_OWN_METRICS):
+                found += family_samples([family])
+                await asyncio.sleep(0)
+        return found
 
     async def check_health(self) -> None:
         """Raise EngineError with vLLM's reason if its engine core has died."""

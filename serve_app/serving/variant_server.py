@@ -19,6 +19,7 @@ from serve_app.store.facts import checkpoint_facts
 from serve_app.store.inspect import inspect_checkpoint
 from serve_app.store.seal import require_sealed
 from serve_app.store.source import open_source
+from serve_app.telemetry.engine_metrics import EngineMetrics, keep_copying
 from serve_app.telemetry.metrics import LoadMetrics, ServeLoadMetrics, ServeMemoryMetrics
 
 LOAD_INTERVAL_S = 2.0
@@ -66,14 +67,19 @@ class VariantServer:
     """One replica of one variant. Ray Serve makes it, asks its health, and ends it."""
 
     def __init__(
-        self, args: VariantArgs, load_metrics: Callable[[str], LoadMetrics] = ServeLoadMetrics
+        self,
+        args: VariantArgs,
+        load_metrics: Callable[[str], LoadMetrics] = ServeLoadMetrics,
+        engine_metrics: Callable[[VariantCard], EngineMetrics] = EngineMetrics,
     ) -> None:
         self._args = args
         self._load_metrics = load_metrics
+        self._engine_metrics = engine_metrics
         self._engine: Engine | None = None
         self._front: VariantFront | None = None
         self._watch: asyncio.Task[None] | None = None
         self._load_watch: asyncio.Task[None] | None = None
+        self._metrics_copy: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine; called by Serve once, before the replica takes requests.
@@ -100,6 +106,9 @@ class VariantServer:
         self._front = VariantFront(engine, card, token)
         self._load_watch = asyncio.create_task(
             _publish_load(engine, self._load_metrics(args.name)), name="load"
+        )
+        self._metrics_copy = asyncio.create_task(
+            keep_copying(engine, self._engine_metrics(card)), name="engine metrics"
         )
         return self._front
 
@@ -136,7 +145,7 @@ class VariantServer:
 
     async def __del__(self) -> None:
         """Called by Serve when the replica ends in good order."""
-        for watch in (self._watch, self._load_watch):
+        for watch in (self._watch, self._load_watch, self._metrics_copy):
             if watch is not None:
                 watch.cancel()
         if self._engine is not None:

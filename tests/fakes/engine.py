@@ -2,6 +2,7 @@
 
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineLoad
+from serve_app.engines.samples import Sample
 
 
 class StubEngine:
@@ -14,10 +15,14 @@ class StubEngine:
         self.facts = {"engine": "stub"}
         self.alive = True
         self.n_shutdowns = 0
+        self.told: list[Sample] = []
         self.now = EngineLoad(running=0, waiting=0, kv_use=None)
 
     def load(self) -> EngineLoad:
         return self.now
+
+    async def samples(self) -> list[Sample]:
+        return self.told
 
     async def check_health(self) -> None:
         if not self.alive:
