@@ -37,6 +37,8 @@ class Arm:
     error_rate: float = 0.002
     disagreement: float = 0.1
     """Of its answers with the baseline's."""
+    wrong: float = 0.05
+    """Share of its answers that miss what is expected."""
     stall_share: float = 0.0
     """Of its requests that fall into a stall of this arm, which slows them threefold."""
     stall_length: int = 1
@@ -135,7 +137,9 @@ def _pair_look(
     pairs = Pairs(
         ok=ok,
         latencies_s=columns,
-        wrong=np.full((n, 2), np.nan),
+        wrong=np.where(
+            ok, rng.random((n, 2)) < [traffic.baseline.wrong, traffic.candidate.wrong], np.nan
+        ),
         disagrees=(rng.random(n) < traffic.candidate.disagreement).astype(float),
         floor_disagrees=(rng.random(n) < traffic.baseline.disagreement).astype(float),
     )

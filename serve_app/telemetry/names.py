@@ -203,3 +203,33 @@ SHADOW_LATENCY = HistogramName(
     ("variant", "shadow", "kind"),
     TTFT_BUCKETS_S,
 )
+ROLLOUT_STEP = MetricName(
+    "quantile_rollout_step",
+    "The step of a rollout that is on, from 0. Served by `quantile rollout --metrics-port` itself.",
+    ("model", "candidate"),
+)
+ROLLOUT_SHARE = MetricName(
+    "quantile_rollout_share_bp",
+    "Share of baseline's and candidate's traffic that the rollout gives the candidate.",
+    ("model", "candidate"),
+)
+ROLLOUT_REQUESTS = MetricName(
+    "quantile_rollout_candidate_requests",
+    "Requests of the candidate that were seen in the step that is on.",
+    ("model", "candidate"),
+)
+ROLLOUT_AGAINST = MetricName(
+    "quantile_rollout_against_log10_e",
+    "Decimal log of the e-value against the candidate: rolled back at -log10(alpha).",
+    ("model", "candidate"),
+)
+ROLLOUT_MARGIN = MetricName(
+    "quantile_rollout_margin_log10_e",
+    "By guard: decimal log of the e-value for its margin being kept; shown at -log10(alpha).",
+    ("model", "candidate", "guard"),
+)
+ROLLOUT_VERDICT = MetricName(
+    "quantile_rollout_verdict",
+    "1 for the verdict of the last look, 0 for the others.",
+    ("model", "candidate", "verdict"),
+)
