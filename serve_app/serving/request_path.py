@@ -82,10 +82,11 @@ class RequestPath:
         return self.aliases
 
     def close(self) -> None:
-        """Stop ladders, shadows, and the watch on the file of keys."""
+        """Stop ladders, shadows, and the watches on the file of keys and on this replica's end."""
         for served in self._served.values():
             served.close()
         self._admission.close()
+        self._attempts.close()
 
     def view(self) -> dict[str, Any]:
         """For `/status`: the state of this replica."""
@@ -103,13 +104,14 @@ class RequestPath:
         deadline_s = self._attempts.deadline_s(scope["headers"], self._clock())
         principal = self._admission.identify(scope)
         times = self._admission.body_times
-        body = await read_body(scope, receive, self._args.max_body_bytes, times)
-        watch = Watch(self._clock)
-        head = parse_head(body)
-        alias, pin = parse_model(head.model, self.rules())
-        principal.require(alias, pin)
-        assumed = self._admission.config.assumed_completion_tokens
-        ticket = await self._admission.enter(principal, head.need(len(body), assumed))
+        async with self._attempts.in_time(deadline_s):
+            body = await read_body(scope, receive, self._args.max_body_bytes, times)
+            watch = Watch(self._clock)
+            head = parse_head(body)
+            alias, pin = parse_model(head.model, self.rules())
+            principal.require(alias, pin)
+            assumed = self._admission.config.assumed_completion_tokens
+            ticket = await self._admission.enter(principal, head.need(len(body), assumed))
         try:
             served = self._served[alias]
             caller = _caller(head, scope, served.rules, ticket)
