@@ -97,6 +97,7 @@ async def pass_on(
 def _sink(
     send: Send, seen: Callable[[bytes], None], limit: AnswerLimit, events: WholeEvents | None
 ) -> Callable[[bytes], Coroutine[Any, Any, None]]:
+    """What takes each piece. Runs once per token, so it calls as little as it can."""
     now = limit.loop.time
 
     def send_piece(piece: bytes) -> Coroutine[Any, Any, None]:
@@ -109,11 +110,12 @@ def _sink(
     take = events.take
 
     def send_events(piece: bytes) -> Coroutine[Any, Any, None]:
+        limit.last_s = now()
         whole = take(piece)
         if not whole:
-            limit.last_s = now()
             return _nothing()
-        return send_piece(whole)
+        seen(whole)
+        return send({"type": "http.response.body", "body": whole, "more_body": True})
 
     return send_events
 
