@@ -49,9 +49,11 @@ class AdmissionConfig(StrictModel):
     the replica itself (`max_in_flight`, `max_waiting`) are not divided."""
     assumed_completion_tokens: PositiveInt = 512
     """What a request without `max_tokens` reserves of its tenant's tokens, per answer."""
-    max_headers: PositiveInt = 100
-    max_header_bytes: PositiveInt = 16 * KIB
-    """Path, query and headers, as they are on the wire."""
+    max_headers: PositiveInt = 90
+    max_header_bytes: PositiveInt = 13 * KIB
+    """Path, query and headers, as they are on the wire. Serve's HAProxy takes 101 lines and 15,360
+    bytes, and takes each request twice: the second time with what the router adds. A request that
+    passes only once would look like a variant's fault."""
     body: BodyConfig = BodyConfig()
 
     @model_validator(mode="after")
