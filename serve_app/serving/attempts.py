@@ -70,8 +70,9 @@ class Attempts:
         if config.retry.to_rules() != self._budget.rules:
             self._budget = RetryBudget(config.retry.to_rules())
         if config.breaker != self._config.breaker:
+            for name in tuple(self._not_closed):
+                self._changed(name, BreakerState.CLOSED)
             self._breakers.clear()
-            self._not_closed.clear()
         self._config = config
         self.limits.idle_s = _seconds(config.idle_timeout_ms)
         self._drain.after_s = config.drain_s
@@ -228,6 +229,8 @@ class Attempts:
             async with asyncio.timeout(limit_s) as bound:
                 answer = await self._begun(variant, scope, body, left_s, bound)
         except TimeoutError:
+            if not bound.expired():
+                raise
             if self.limits.is_stopped:
                 raise _stopping() from None
             if is_last:

@@ -260,6 +260,7 @@ class TestBreaker:
         assert bench.it.known_open() == {"a"}
         bench.it.configure(config.model_copy(update={"breaker": BreakerConfig()}))
         assert bench.it.known_open() == set()
+        assert bench.metrics.breakers == [("a", "open"), ("a", "closed")]
 
 
 class TestDeadlines:
@@ -351,11 +352,13 @@ async def test_the_wait_for_a_place_is_in_the_time_too(bench):
 
 
 async def test_what_goes_wrong_with_us_is_no_verdict_on_the_variant(bench):
-    bench.script(a=(KeyError("ours"),))
-    for _ in range(9):
-        await bench.refused(kind=KeyError)
-    assert bench.it.known_open() == set()
-    assert bench.relay.asked == ["a"] * 9
+    for error in (KeyError("ours"), TimeoutError("nobody's limit")):
+        bench.script(a=(error,))
+        bench.relay.asked.clear()
+        for _ in range(9):
+            await bench.refused(kind=type(error))
+        assert bench.it.known_open() == set()
+        assert bench.relay.asked == ["a"] * 9
 
 
 async def test_stopping_ends_what_waits_and_what_comes(bench):
