@@ -37,6 +37,7 @@ class _Gate:
     def __init__(self, send: Send, end_s: float) -> None:
         self.events: WholeEvents | None = None
         self.is_shut = self.is_started = self.is_over = False
+        self._head: Message | None = None
         self._send = send
         self._end_s = end_s
         self._time = asyncio.get_running_loop().time
@@ -46,14 +47,17 @@ class _Gate:
         if self.is_shut:
             return
         if message["type"] == "http.response.start":
-            self.is_started = True
             if is_stream(header(message.get("headers", ()), b"content-type")):
                 self.events = WholeEvents()
-        else:
-            self.is_over = not message.get("more_body", False)
-            if self.events is not None:
-                whole = self.events.take(message.get("body", b""))
-                message["body"] = whole + self.events.rest() if self.is_over else whole
+            self._head = message  # until its body begins there may still be another answer
+            return
+        if self._head is not None:
+            self.is_started, head, self._head = True, self._head, None
+            await self._send(head)
+        self.is_over = not message.get("more_body", False)
+        if self.events is not None:
+            whole = self.events.take(message.get("body", b""))
+            message["body"] = whole + self.events.rest() if self.is_over else whole
         await self._send(message)
 
 

@@ -58,8 +58,7 @@ class VariantFront:
             error = UnknownPathError(f"there is no {path} here; ask the router, at /v1")
             await send_error(send, error, [self._mark])
         elif not self._engine.alive:
-            error_503 = VariantUnavailableError(f"the engine of {self._card['name']} is dead")
-            await send_error(send, error_503, [self._mark, _DEAD])
+            await self._say_dead(send)
         elif path == CARD_PATH:
             await send_json(send, 200, self._card, [self._mark])
         else:
@@ -85,14 +84,29 @@ class VariantFront:
         return path.startswith(_PUBLIC_PREFIX) or path in _PUBLIC_PATHS or path == CARD_PATH
 
     def _marked(self, send: Send) -> Send:
-        """Add the mark to the answer; an engine that died meanwhile answers 503 and not 500."""
+        """Add the mark to the answer, unless the engine died before it began: that is a 503.
+
+        vLLM sends the head of a stream at once and, if its engine dies, an error as its first
+        event: so the head waits for the first bytes of the body.
+        """
+        head: Message | None = None
+        is_dead = False
 
         async def marked(message: Message) -> None:
+            nonlocal head, is_dead
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), self._mark]
-                if message["status"] >= 500 and not self._engine.alive:
-                    message["status"] = 503
-                    message["headers"].append(_DEAD)
-            await send(message)
+                head = message
+                return
+            if head is not None:
+                first, head = head, None
+                is_dead = not self._engine.alive
+                await (self._say_dead(send) if is_dead else send(first))
+            if not is_dead:
+                await send(message)
 
         return marked
+
+    async def _say_dead(self, send: Send) -> None:
+        error = VariantUnavailableError(f"the engine of {self._card['name']} is dead")
+        await send_error(send, error, [self._mark, _DEAD])

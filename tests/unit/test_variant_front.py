@@ -117,6 +117,42 @@ async def test_an_engine_that_dies_on_a_request_answers_503_and_says_so(variant,
     variant.status = status
     exchange = await variant.ask("/v1/completions", KNOWN)()
     assert (exchange.status, exchange.headers["x-quantile-engine"]) == (503, "dead")
+    assert exchange.json["error"]["code"] == "variant_unavailable" and exchange.over
+
+
+async def stream_of(variant, *steps) -> Exchange:
+    """A stream whose pieces are said one by one; a step that can be called is called."""
+
+    async def app(scope, receive, send) -> None:
+        head = {"type": "http.response.start", "status": 200}
+        await send(head | {"headers": [(b"content-type", b"text/event-stream")]})
+        for step in steps:
+            if callable(step):
+                step()
+            else:
+                await send({"type": "http.response.body", "body": step, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    variant.engine.app = app
+    return await variant.ask("/v1/completions", KNOWN)()
+
+
+def dies(variant) -> None:
+    variant.engine.alive = False
+
+
+async def test_a_stream_whose_engine_dies_before_its_first_byte_has_not_begun(variant):
+    """vLLM has sent the head by then, and goes on with an error event."""
+    exchange = await stream_of(variant, lambda: dies(variant), b'data: {"error": {}}\n\n')
+    assert (exchange.status, exchange.headers["x-quantile-engine"]) == (503, "dead")
+    assert exchange.json["error"]["code"] == "variant_unavailable"
+
+
+async def test_a_stream_that_has_begun_ends_as_its_engine_ends_it(variant):
+    error = b'data: {"error": {}}\n\n'
+    exchange = await stream_of(variant, b"data: 1\n\n", lambda: dies(variant), error)
+    assert (exchange.status, exchange.body) == (200, b"data: 1\n\n" + error)
+    assert "x-quantile-engine" not in exchange.headers
 
 
 @pytest.mark.parametrize("status", [500, 503, 400, 429])
@@ -174,6 +210,11 @@ class TestDeadline:
         assert "0.06 s" in exchange.json["error"]["message"]
         assert exchange.headers["x-variant"] == "awq"
         assert variant.heard == ["http.disconnect"]
+
+    async def test_a_head_alone_is_no_answer(self, variant):
+        self.streams(variant)
+        exchange = await variant.ask("/v1/completions", KNOWN, self.WITHIN)()
+        assert (exchange.status, exchange.json["error"]["code"]) == (504, "deadline_exceeded")
 
     async def test_in_a_stream_it_is_an_error_event_after_the_last_whole_one(self, variant):
         self.streams(variant, b"data: 1\n\n", b"data: 2\n\ndata: {ha")
