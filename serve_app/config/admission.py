@@ -23,6 +23,9 @@ class BodyConfig(StrictModel):
     """Between two pieces, and before the first."""
     timeout_s: Seconds = 60.0
     """For all of it: at least the largest body over the slowest line that is to be served."""
+    max_pending: PositiveInt = 256
+    """Bodies awaited at once; of more, the one awaited longest is given up. Below the
+    `max_ongoing_requests` of the router's deployment, or uploads that stall take them all."""
 
 
 class AdmissionConfig(StrictModel):

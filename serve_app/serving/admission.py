@@ -24,7 +24,7 @@ from serve_app.routing.fair_queue import FairQueue, Line, Turn, Waiter
 from serve_app.serving.admission_keys import KeyFile
 from serve_app.serving.admission_refusals import busy_error, limit_error, limit_headers
 from serve_app.serving.admission_ticket import NO_NEED, Principal, Ticket
-from serve_app.serving.http import BodyTimes
+from serve_app.serving.body_times import BodyTimes, PendingBodies
 from serve_app.telemetry.admission_counts import AdmissionCounts, TenantLabels
 from serve_app.telemetry.metrics import AdmissionMetrics
 
@@ -68,6 +68,7 @@ class Admission:
         self._principals: dict[str, Principal] = {}
         self._anonymous: Principal | None = None
         self.config = AdmissionConfig()
+        self._pending_bodies = PendingBodies(self.config.body.max_pending)
         self.body_times = BodyTimes()
         self._apply(NO_KEYS)
 
@@ -86,7 +87,9 @@ class Admission:
                 "could ask: set keys_file (`quantile keys add` makes one)"
             )
         self.config, self._keys = config, keys
-        self.body_times = BodyTimes(config.body.piece_timeout_s, config.body.timeout_s)
+        pending, body = self._pending_bodies, config.body
+        pending.limit = body.max_pending
+        self.body_times = BodyTimes(body.piece_timeout_s, body.timeout_s, pending)
         self._apply(keys.ring if keys else NO_KEYS)
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())

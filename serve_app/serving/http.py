@@ -1,10 +1,7 @@
 """Raw ASGI in the few shapes that we need: headers, whole bodies, OpenAI-shaped errors."""
 
-import asyncio
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Self
 
 import msgspec
 
@@ -15,6 +12,7 @@ from serve_app.domain.errors import (
     SlowBodyError,
 )
 from serve_app.engines.engine import Receive, Scope, Send
+from serve_app.serving.body_times import ANY_TIME, BodyDeadline, BodyTimes
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -39,6 +37,8 @@ UNREADABLE_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
 _DRAIN_FACTOR = 8
+_LENGTH_DIGITS = 18
+"""Of a length that is worth reading as a number."""
 
 
 class ClientGoneError(Exception):
@@ -76,18 +76,8 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-@dataclass(frozen=True, slots=True)
-class BodyTimes:
-    """How long a body may take to come, in seconds; None is without end."""
-
-    piece_s: float | None = None
-    """Between two pieces, and before the first."""
-    whole_s: float | None = None
-    """From the first look at it to its end."""
-
-
 async def read_body(
-    scope: Scope, receive: Receive, limit_bytes: int, times: BodyTimes = BodyTimes()
+    scope: Scope, receive: Receive, limit_bytes: int, times: BodyTimes = ANY_TIME
 ) -> bytes:
     """The whole body of a request.
 
@@ -99,80 +89,54 @@ async def read_body(
         return await _whole_body(scope, receive, limit_bytes, times)
     except TimeoutError:
         raise SlowBodyError(
-            f"the body did not come to its end: the router waits {_told(times.piece_s)} for each "
-            f"piece and {_told(times.whole_s)} for all; send it faster, or raise the limits of "
-            "admission.body"
+            f"the body did not come to its end: the router waits {times}; send it faster, or raise "
+            "the limits of admission.body"
         ) from None
 
 
 async def _whole_body(scope: Scope, receive: Receive, limit_bytes: int, times: BodyTimes) -> bytes:
-    declared = header(scope["headers"], b"content-length")
-    too_large = declared is not None and declared.isdecimal() and int(declared) > limit_bytes
-    chunks: list[bytes] = []
+    declared = header(scope["headers"], b"content-length") or ""
+    is_large = declared.isdecimal() and (
+        len(declared) > _LENGTH_DIGITS or int(declared) > limit_bytes
+    )
+    first, rest = b"", bytearray()
     size = 0
     is_whole = False
     try:
-        async with _Deadline(times) as deadline:
+        async with BodyDeadline(times) as deadline:
             while not is_whole and size <= _DRAIN_FACTOR * limit_bytes:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGoneError
                 chunk = message.get("body", b"")
                 size += len(chunk)
-                too_large = too_large or size > limit_bytes
-                if too_large:
-                    chunks.clear()
-                else:
-                    chunks.append(chunk)
+                is_large = is_large or size > limit_bytes
+                if is_large:
+                    first, rest = b"", bytearray()
+                elif not first:
+                    first = chunk
+                else:  # joined at once: a list of a million pieces is large, whatever they say
+                    rest += chunk
                 is_whole = not message.get("more_body", False)
                 if not is_whole:
                     deadline.again()
     except TimeoutError:
-        if not too_large:
+        if not is_large:
             raise
-    if too_large:
-        error = BodyTooLargeError(
-            f"the body has {declared or f'more than {limit_bytes}'} bytes, the router takes "
-            f"{limit_bytes}; shorten the prompt or raise max_body_bytes"
-        )
-        if not is_whole:  # its rest would be read as the next request's
-            error.response_headers = ((b"connection", b"close"),)
-        raise error
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if is_large:
+        raise _too_large(declared, limit_bytes, is_whole)
+    return first + rest if rest else first
 
 
-class _Deadline:
-    """The two times of a body as one timeout. Raises TimeoutError at its end."""
-
-    __slots__ = ("_end_s", "_loop", "_piece_s", "_timeout")
-
-    def __init__(self, times: BodyTimes) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._piece_s = times.piece_s
-        self._end_s = None if times.whole_s is None else self._loop.time() + times.whole_s
-        self._timeout = asyncio.timeout_at(self._next_s())
-
-    def _next_s(self) -> float | None:
-        if self._piece_s is None:
-            return self._end_s
-        piece_end_s = self._loop.time() + self._piece_s
-        return piece_end_s if self._end_s is None else min(piece_end_s, self._end_s)
-
-    def again(self) -> None:
-        """A piece has come."""
-        if self._piece_s is not None:
-            self._timeout.reschedule(self._next_s())
-
-    async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._timeout.__aexit__(*error)
-
-
-def _told(seconds: float | None) -> str:
-    return "without end" if seconds is None else f"{seconds:g} s"
+def _too_large(declared: str, limit_bytes: int, is_whole: bool) -> BodyTooLargeError:
+    told = declared if 0 < len(declared) <= _LENGTH_DIGITS else f"more than {limit_bytes}"
+    error = BodyTooLargeError(
+        f"the body has {told} bytes, the router takes {limit_bytes}; shorten the prompt or raise "
+        "max_body_bytes"
+    )
+    if not is_whole:  # its rest would be read as the next request's
+        error.response_headers = ((b"connection", b"close"),)
+    return error
 
 
 async def send_json(send: Send, status: int, body: object, extra: Headers | None = None) -> None:

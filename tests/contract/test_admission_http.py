@@ -135,6 +135,21 @@ class TestSlowBodies:
                 client.say(body[at : at + 5])
             assert (await client.answer())[0] == 200
 
+    async def test_of_too_many_the_one_awaited_longest_is_given_up(self):
+        async with router(body={"max_pending": 3}) as server, raw(server) as oldest:
+            oldest.say(head("content-length: 100") + b"{")
+            await asyncio.sleep(0.05)
+            others = [await connect(server) for _ in range(3)]
+            for _, writer in others:
+                writer.write(head("content-length: 100") + b"{")
+            await self.heard_408(oldest)
+            async with httpx.AsyncClient(base_url=server.url) as client:
+                assert (await chat(client)).status_code == 200
+            heard = [reader.at_eof() or bool(reader._buffer) for reader, _ in others]
+            assert heard.count(True) == 1, "the request that was served took the oldest's place"
+            for _, writer in others:
+                writer.close()
+
     async def test_they_take_no_place_of_others(self):
         async with router(max_in_flight=1, max_waiting=0) as server:
             clients = [await connect(server) for _ in range(50)]
