@@ -165,13 +165,14 @@ class Attempts:
         """An answer of `first_answer` is over; None: its client left, which says nothing of it."""
         if ending is None:
             return
-        if ending is Ending.DEADLINE:
-            self._metrics.timed_out(variant, "stream")
-        elif ending is not Ending.WHOLE:
+        broke = ending.is_variants_fault
+        if broke:
             self._metrics.broke_off(variant)
+        elif ending is not Ending.WHOLE:
+            self._metrics.timed_out(variant, "stream" if ending is Ending.DEADLINE else "drain")
+            return
         breaker = self._breakers.get(variant)
-        if breaker is not None and (ending is Ending.WHOLE or ending.is_variants_fault):
-            broke = ending.is_variants_fault
+        if breaker is not None:
             breaker.ended(self._clock(), broke=broke, error=not broke and status >= 500)
 
     def view(self) -> dict[str, Any]:

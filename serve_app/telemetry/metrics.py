@@ -35,7 +35,8 @@ class RouterMetrics(Protocol):
         """A variant's circuit breaker is `closed`, `open` or `half_open` from now on."""
 
     def timed_out(self, variant: str, where: str) -> None:
-        """A request's time was up: while `waiting`, before the `first_byte`, in the `stream`."""
+        """A request's time was up: while `waiting`, before the `first_byte`, in the `stream`, or
+        at the end of this replica's `drain`."""
 
 
 class ServeMetrics:

@@ -66,7 +66,8 @@ ROUTER_BREAKER_CHANGES = MetricName(
 ROUTER_DEADLINES = MetricName(
     "quantile_router_deadlines_exceeded_total",
     "Requests whose time was up: before they had a place in the router (where: waiting), before "
-    "their first byte (first_byte), or after it (stream).",
+    "their first byte (first_byte), or after it (stream); or that outlasted the drain of a router "
+    "replica that was stopped (drain).",
     ("variant", "where"),
 )
 ROUTER_TTFT = HistogramName(

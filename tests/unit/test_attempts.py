@@ -243,8 +243,8 @@ class TestBreaker:
         for _ in range(6):
             await bench.ask()
         assert bench.it.known_open() == set()
-        assert bench.metrics.timeouts == [("a", "stream")] * 50
-        assert bench.metrics.broken == ["a"] * 50  # the stopped ones
+        assert bench.metrics.timeouts == [("a", "stream"), ("a", "drain")] * 50
+        assert bench.metrics.broken == []
 
     async def test_it_can_be_done_without(self, bench):
         bench.it.configure(ResilienceConfig(breaker=None, retry=RetryConfig(same_variant=0)))
