@@ -164,16 +164,11 @@ class Admission:
             )
         return self._principals[name]
 
-    async def enter(
-        self,
-        principal: Principal,
-        need: TokensNeed | None = None,
-        deadline_s: float | None = None,
-    ) -> Ticket:
+    async def enter(self, principal: Principal, need: TokensNeed | None = None) -> Ticket:
         """A place for one request of `principal`, now or after a wait.
 
-        It waits no longer than until `deadline_s` of the clock. The ticket must be released. Raises
-        RateLimitError, QuotaError. Cancelled, it leaves its place to others.
+        The ticket must be released. Raises RateLimitError, QuotaError. Cancelled, it leaves its
+        place to others.
         """
         need = need or NO_NEED
         account = principal.account
@@ -185,7 +180,7 @@ class Admission:
         line = self._queue.line(principal.name, principal.concurrent)
         if not self._queue.enter(line):
             try:
-                await self._wait(principal, line, deadline_s)
+                await self._wait(principal, line)
             except BaseException:
                 if account is not None:
                     account.cancel(need.prompt + need.completion, self._clock())
@@ -193,7 +188,7 @@ class Admission:
         self._counts.requests[principal.label] += 1
         return Ticket(principal, need, line, self._clock, self._ended)
 
-    async def _wait(self, principal: Principal, line: Line, deadline_s: float | None) -> None:
+    async def _wait(self, principal: Principal, line: Line) -> None:
         """Until the request has a place. Raises RateLimitError."""
         is_own_limit = not line.is_below_limit
         after_s = self._place_in_s(principal, line)
@@ -203,12 +198,9 @@ class Admission:
         if waiter is None:
             raise self._busy(Reason.QUEUE_FULL, principal, after_s)
         began_s = self._clock()
-        limit_s = self.config.max_wait_s
-        if deadline_s is not None:
-            limit_s = min(limit_s, max(0.0, deadline_s - began_s))
         wake = self._wakes[waiter] = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait({wake}, timeout=limit_s)
+            await asyncio.wait({wake}, timeout=self.config.max_wait_s)
         except BaseException:  # the client left
             self._wake(self._queue.give_up(waiter))
             raise

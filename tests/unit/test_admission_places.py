@@ -286,12 +286,13 @@ class TestPlaces:
             ticket.release()
         assert gate.counted() == {("anonymous", "saturated"): 1}
 
-    async def test_nobody_waits_beyond_his_own_deadline(self, gate):
+    async def test_a_deadline_of_the_clients_own_ends_the_wait_and_keeps_nothing(self, gate):
         admission = gate.configure(max_in_flight=1, max_wait_s=60)
         first = await admission.admit(asks())
-        late = admission.enter(admission.identify(asks()), None, gate.clock() + 0.01)
-        with pytest.raises(RateLimitError):
-            await asyncio.wait_for(late, 5)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await admission.admit(asks())
+        assert (admission.in_flight, admission.waiting) == (1, 0)
         first.release()
 
     async def test_no_room_to_wait(self, gate):
