@@ -101,6 +101,7 @@ def check(
 def _mount() -> None:
     from loadtests import cli as loads
     from serve_app.calibrate.cli import calibrate
+    from serve_app.doctor.cli import doctor
     from serve_app.evaluate.cli import evaluate
     from serve_app.family.cli import family
     from serve_app.fleet.cli import plan
@@ -110,7 +111,7 @@ def _mount() -> None:
     from serve_app.reference.cli import app as reference_app
 
     commands: tuple[Callable[..., None], ...] = (
-        *(plan, calibrate, quantize, gate, recommend, pipeline, family),
+        *(doctor, plan, calibrate, quantize, gate, recommend, pipeline, family),
         *(loads.loadtest, loads.report, loads.compare, loads.load_worker),
     )
     for command in commands:

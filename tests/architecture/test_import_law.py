@@ -18,7 +18,7 @@ LAYERS = (
     | {"quantize data"},
     {"config", "engines", "node", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
-    {"app", "demo", "recommend", "rollouts", "tenants_cli"},
+    {"app", "demo", "doctor", "recommend", "rollouts", "tenants_cli"},
     {"family", "pipeline"},
     {"cli"},
 )
