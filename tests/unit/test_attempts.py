@@ -1,8 +1,11 @@
 """Who is asked before the first byte, how often and for how long; scripted ways to the variants."""
 
 import asyncio
+import itertools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve_app.config.resilience import BreakerConfig, ResilienceConfig, RetryConfig
 from serve_app.domain.errors import DeadlineError, MalformedRequestError, VariantUnavailableError
@@ -369,6 +372,60 @@ async def test_stopping_ends_what_waits_and_what_comes(bench):
     assert (await task).http_status == 503
     await bench.refused(said="replica of the router stops")
     assert bench.relay.asked == ["a"]
+
+
+OUTCOMES = {
+    "good": good,
+    "error": lambda: FakeAnswer(b"{}", status=500),
+    "busy": outcomes(VariantBusyError("full")),
+    "down": outcomes(VariantDownError("no application")),
+    "lost": outcomes(ReplicaLostError("lost")),
+    "cut": lambda: FakeAnswer(UpstreamTruncatedError("gone")),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(sorted(OUTCOMES)), min_size=1, max_size=60),
+    st.lists(st.sampled_from([0.0, 0.1, 1.0, 5.0]), min_size=1, max_size=10),
+    st.integers(1, 40),
+)
+def test_whatever_variants_do_each_request_has_one_end_and_few_are_asked_again(
+    script, gaps_s, n_requests
+):
+    """In any order of outcomes, many requests at once and over time."""
+
+    async def run() -> None:
+        bench, turn, free = Bench(), itertools.cycle(script), [0]
+        retry = RetryConfig(budget_share=0.2, budget_min_per_s=0.5)
+        bench.it.configure(ResilienceConfig(retry=retry, breaker=BreakerConfig(min_answers=5)))
+
+        def answer() -> FakeAnswer:
+            name = next(turn)
+            free[0] += name == "busy"
+            return OUTCOMES[name]()
+
+        for name in "abc":
+            bench.relay.scripts[name] = answer
+        ends: list[object] = []
+        for gap_s in gaps_s:
+            bench.now_s += gap_s
+            asked = [bench.ask(A_B_C) for _ in range(n_requests)]
+            ends += await asyncio.gather(*asked, return_exceptions=True)
+        kinds = {type(end) for end in ends}
+        assert kinds <= {tuple, VariantUnavailableError}, kinds
+        assert bench.relay.leftovers() == []
+        n_retries = len(bench.metrics.retries)
+        assert len(bench.relay.asked) <= len(ends) + n_retries + free[0]
+        window_s = 12.0  # of the budget, and a fifth
+        n_windows = 1 + sum(gaps_s) // window_s
+        assert n_retries <= 0.2 * len(ends) * n_windows + 0.5 * 10 * (n_windows + 1)
+        for name in "abc":
+            states = [state for variant, state in bench.metrics.breakers if variant == name]
+            assert all(before != after for before, after in itertools.pairwise(states))
+            assert states[:1] in ([], ["open"])
+
+    asyncio.run(run())
 
 
 async def test_the_view(bench):
