@@ -227,7 +227,7 @@ class Admission:
         self._mean_hold_s = held_s if mean_s is None else mean_s + _HOLD_WEIGHT * (held_s - mean_s)
         if (used := ticket.used) is not None:
             for kind, tokens in zip(("prompt", "completion"), used, strict=True):
-                if tokens is not None:
+                if tokens is not None and tokens > 0:
                     self._counts.tokens[ticket.principal.label, kind] += tokens
         self._wake(self._queue.leave(line))
 
@@ -287,10 +287,13 @@ class Admission:
         while True:
             await asyncio.sleep(self._tick_s)
             try:
-                self._report()
                 await self._look_at_keys()
             except Exception:
                 logger.exception("admission: the file of keys could not be looked at")
+            try:
+                self._report()
+            except Exception:
+                logger.exception("admission: what was counted could not be reported")
 
     async def _look_at_keys(self) -> None:
         keys = self._keys

@@ -10,7 +10,12 @@ import httpx
 import openai
 import pytest
 
-from tests.fakes.admission import key_of, tenant_entry, write_tenants
+from serve_app.config.admission import AdmissionConfig
+from serve_app.domain.errors import RateLimitError
+from serve_app.routing.admission import TokensNeed
+from serve_app.serving.admission import Admission
+from serve_app.telemetry.admission_counts import AdmissionCounts
+from tests.fakes.admission import asks, key_of, tenant_entry, write_tenants
 from tests.fakes.raw_server import Peer, answer
 from tests.fakes.router_on_a_port import RouterOnAPort
 
@@ -336,3 +341,30 @@ class TestPlaces:
             assert found == [200, 429, 429]
             server.configure(**server.user_config)
             assert (await chat(client)).status_code == 200
+
+
+async def test_everything_is_counted_through_ray(tmp_path):
+    pytest.importorskip("ray", reason="the router counts through Ray Serve's metrics")
+    from serve_app.telemetry.metrics import ServeAdmissionMetrics
+
+    told = []
+
+    class Told(ServeAdmissionMetrics):
+        def report(self, counts: AdmissionCounts) -> None:
+            super().report(counts)
+            told.append(counts)
+
+    file = write_tenants(tmp_path / "keys", acme={"tokens_per_minute": 100})
+    admission = Admission(metrics=Told(), environ={})
+    admission.configure(AdmissionConfig(keys_file=str(file), max_in_flight=1, max_wait_s=0.01))
+    ticket = await admission.admit(asks("acme"))
+    for need in (TokensNeed(0, 0), TokensNeed(500, 0)):
+        with pytest.raises(RateLimitError):
+            await admission.admit(asks("acme"), need)
+    ticket.settle(0, 7)
+    ticket.release()
+    admission.close()
+    (counts,) = told
+    assert counts.rejected == {("acme", "saturated"): 1, ("acme", "larger_than_budget"): 1}
+    assert (counts.requests, counts.tokens) == ({"acme": 1}, {("acme", "completion"): 7})
+    assert len(counts.waits_s) == 1

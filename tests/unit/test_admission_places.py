@@ -251,6 +251,9 @@ class TestTokens:
         ticket.settle(None, None)
         ticket.settle(7, 3)
         ticket.release()
+        nothing = await admission.admit(asks("acme"))
+        nothing.settle(0, 0)
+        nothing.release()
         admission._report()
         tokens = sum(
             (report.tokens for report in gate.metrics.reports),
