@@ -24,7 +24,7 @@ class LimitsConfig(StrictModel):
     """How long a step may and must take. Both pairs hold: of requests and of time."""
 
     min_requests: PositiveInt = 200
-    max_requests: PositiveInt = 6000
+    max_requests: PositiveInt = 10_000
     min_duration_s: NonNegativeFloat = 60.0
     """At least two export intervals of the metrics, where those are the evidence."""
     max_duration_s: PositiveFloat = 3600.0

@@ -28,6 +28,11 @@ STAKES: Values = np.geomspace(0.01, 0.98, 20)
 """Bettors that differ in `b` alone; their mean is an e-value, as each of them is."""
 
 
+MOST_GAIN = float(np.log(4))
+"""What a bettor may gain in one look: however bad it is, one look does not decide, as all of it may
+have one cause. An e-value that is cut at a bound is one still."""
+
+
 def excess(candidate: Values, baseline: Values, shift: float) -> Values:
     """By how much the candidate's shares exceed the baseline's plus `shift`, scaled into [-1, 1].
 
@@ -38,13 +43,14 @@ def excess(candidate: Values, baseline: Values, shift: float) -> Values:
 
 
 def log_growth(scores: Values, dependence: float = 1.0) -> Values:
-    """What the log of each bettor's money gains over units with these scores; shape of STAKES.
+    """What the log of each bettor's money gains in a look with these scores; shape of STAKES.
 
     Scores in [-1, 1]; negate them to bet that the candidate is better. `dependence` >= 1: how many
-    units may depend on each other.
+    units may depend on each other. At most MOST_GAIN.
     """
-    gains: Values = np.log1p(scores[:, None] * STAKES).sum(axis=0) / dependence
-    return gains
+    values, counts = np.unique(scores, return_counts=True)  # few differ
+    gains: Values = counts @ np.log1p(values[:, None] * STAKES) / dependence
+    return np.minimum(gains, MOST_GAIN)
 
 
 def log_mean(log_values: Values) -> Values:

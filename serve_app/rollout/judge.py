@@ -63,7 +63,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     worst: float = 0.0
     """The largest log e-value against the candidate so far."""
     guards: dict[str, GuardStanding] = {}
-    histograms: dict[str, dict[str, int]] = {}
+    histograms: dict[str, dict[float, int]] = {}
     """The baseline's latencies since the rollout began: name -> upper edge, s -> requests."""
     thresholds_s: dict[str, float] = {}
     """By guard, for the next look."""
@@ -89,7 +89,7 @@ def observe(plan: RolloutPlan, standing: Standing, look: Look) -> Standing:
     for name in LATENCIES:
         for edge, n in baseline_counts(look, name).items():
             counts = histograms.setdefault(name, {})
-            counts[repr(edge)] = counts.get(repr(edge), 0) + n
+            counts[edge] = counts.get(edge, 0) + n
     fresh = msgspec.structs.replace(
         standing,
         n_looks=standing.n_looks + 1,
@@ -171,10 +171,9 @@ def _with_thresholds(plan: RolloutPlan, standing: Standing) -> Standing:
             thresholds[guard.name] = guard.limit_s
         elif guard.quantile is not None:
             counts = standing.histograms.get(str(guard.latency), {})
-            if sum(counts.values()) >= plan.calibrate_on:
-                edges = {float(edge): n for edge, n in counts.items()}
-                if (edge := quantile_edge(edges, guard.quantile)) is not None:
-                    thresholds[guard.name] = edge
+            edge = quantile_edge(counts, guard.quantile)
+            if edge is not None and sum(counts.values()) >= plan.calibrate_on:
+                thresholds[guard.name] = edge
     return msgspec.structs.replace(standing, thresholds_s=thresholds)
 
 
