@@ -4,6 +4,7 @@
     ├── CallerError                 the caller can fix it; HTTP 4xx, exit code 2
     │   ├── ConfigError             a configuration file or argument is wrong
     │   ├── CheckpointError         a checkpoint is not what it was declared to be
+    │   │   └── UnreachableError    its place did not answer, or broke off: the same may work later
     │   ├── PlanError               the variants do not fit the GPUs; exit code 1
     │   ├── MalformedRequestError   400
     │   ├── InvalidKeyError         401
@@ -61,6 +62,12 @@ class CheckpointError(CallerError):
     """A checkpoint is missing, damaged, or of another format than declared."""
 
     code = "invalid_checkpoint"
+
+
+class UnreachableError(CheckpointError):
+    """The place of a checkpoint did not answer, or broke off: the same read may work later."""
+
+    code = "checkpoint_unreachable"
 
 
 class PlanError(CallerError):

@@ -4,16 +4,25 @@
 are of the commit that the first one found, whatever happens to the branch meanwhile.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Generator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from serve_app.domain.errors import CheckpointError
-from serve_app.store.source import Source
+from serve_app.domain.errors import CheckpointError, UnreachableError
+from serve_app.domain.units import MIB
+from serve_app.store.source import PIECE_BYTES, Source
 
 TIMEOUT_S = 30
 RETRIES = 3
 """Of one read, with the hub library's back-off (1, 2, 4 s): rate limits, 5xx, connections."""
+
+T = TypeVar("T")
+
+
+class _File(NamedTuple):
+    n_bytes: int
+    checksum: str
 
 
 class HubSource(Source):
@@ -21,6 +30,8 @@ class HubSource(Source):
 
     `endpoint` replaces the hub library's own (HF_ENDPOINT, or huggingface.co).
     """
+
+    part_bytes = 64 * MIB  # each request counts against the hub's rate limit
 
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
         from huggingface_hub import HfApi, parse_hf_uri
@@ -37,17 +48,31 @@ class HubSource(Source):
         self._folder = place.path_in_repo + "/" if place.path_in_repo else ""
         self._api = HfApi(endpoint=endpoint)
 
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """Of large files the SHA-256, of small ones the name of their blob."""
+        return self._inside({name: file.checksum for name, file in self._listing[1].items()})
+
+    @property
+    def version(self) -> str:
+        """The commit that the revision stands for; of a whole commit's name, without asking."""
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", self._revision or "")
+        return str(self._revision) if is_commit else self._listing[0]
+
     def _list(self) -> Mapping[str, int]:
-        _, files = self._listing
+        return self._inside({name: file.n_bytes for name, file in self._listing[1].items()})
+
+    def _inside(self, files: Mapping[str, T]) -> dict[str, T]:
+        """Of the files, those right in the folder, by their names in it."""
         inside = {
-            name.removeprefix(self._folder): size
-            for name, size in files.items()
+            name.removeprefix(self._folder): file
+            for name, file in files.items()
             if name.startswith(self._folder)
         }
-        return {name: size for name, size in inside.items() if "/" not in name}
+        return {name: file for name, file in inside.items() if "/" not in name}
 
     @cached_property
-    def _listing(self) -> tuple[str, dict[str, int]]:
+    def _listing(self) -> tuple[str, dict[str, _File]]:
         """The commit, and all its files."""
         from httpx2 import HTTPError
 
@@ -57,16 +82,15 @@ class HubSource(Source):
             )
         except (HTTPError, OSError) as error:  # OSError: offline mode
             raise self._refused(self.uri, error) from None
-        files = {file.rfilename: file.size for file in info.siblings or []}
-        unknown = [name for name, size in files.items() if size is None]
-        if unknown or not info.sha:
+        found = info.siblings or []
+        if not info.sha or any(file.size is None for file in found):
             raise CheckpointError(
                 f"{self._api.endpoint} does not tell the commit and the sizes of the files of "
                 f"{self.uri}: give HF_ENDPOINT a mirror that answers ?blobs=true"
             )
-        return info.sha, {name: size for name, size in files.items() if size is not None}
+        return info.sha, {file.rfilename: _File(file.size, _checksum(file)) for file in found}
 
-    def _fetch(self, name: str, start: int, length: int) -> bytes:
+    def _stream(self, name: str, start: int, length: int) -> Generator[bytes, None, None]:
         from httpx2 import HTTPError
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -88,14 +112,15 @@ class HubSource(Source):
             ) as answer:
                 try:
                     hf_raise_for_status(answer)
-                    return _part(answer, start, length)
+                    yield from _part(answer, start, length)
                 except HTTPError as error:  # not left to the back-off, which cannot resume
                     raise self._refused(self.locate(name), error) from None
         except (HTTPError, OSError) as error:
             raise self._refused(self.locate(name), error) from None
 
     def _refused(self, place: str, error: Exception) -> CheckpointError:
-        return CheckpointError(f"cannot read {place}: {self._fix(error)}")
+        kind = UnreachableError if _may_pass(error) else CheckpointError
+        return kind(f"cannot read {place}: {self._fix(error)}")
 
     def _fix(self, error: Exception) -> str:
         from huggingface_hub import errors
@@ -120,12 +145,28 @@ class HubSource(Source):
         return f"{self._api.endpoint} does not answer ({reason}): check the network and HF_ENDPOINT"
 
 
-def _part(answer: Any, start: int, length: int) -> bytes:
+def _checksum(file: Any) -> str:
+    if file.lfs is not None and file.lfs.sha256:
+        return f"sha256:{file.lfs.sha256}"
+    return f"git:{file.blob_id}" if file.blob_id and file.lfs is None else ""
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code in {408, 429, 500, 502, 503, 504}
+    return not isinstance(error, errors.OfflineModeIsEnabled)
+
+
+def _part(answer: Any, start: int, length: int) -> Generator[bytes, None, None]:
     """The bytes asked for, also from a server that ignores ranges and sends the file's all."""
-    skipped = 0 if answer.status_code == 206 else start
-    data = bytearray()
-    for chunk in answer.iter_bytes():
-        data += chunk
-        if len(data) >= skipped + length:
+    skip, left = 0 if answer.status_code == 206 else start, length
+    for chunk in answer.iter_bytes(PIECE_BYTES):
+        piece = chunk[skip : skip + left]
+        skip, left = max(0, skip - len(chunk)), left - len(piece)
+        if piece:
+            yield piece
+        if not left:
             break
-    return bytes(data[skipped : skipped + length])

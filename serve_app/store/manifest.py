@@ -12,7 +12,8 @@ from serve_app.domain.errors import CheckpointError
 MANIFEST_JSON = "manifest.json"
 GATE_JSON = "gate.json"
 CARD_MD = "README.md"
-_WRITTEN_LATER = frozenset({MANIFEST_JSON, GATE_JSON, CARD_MD})
+SCHEMA_VERSION = 1
+WRITTEN_LATER = frozenset({MANIFEST_JSON, GATE_JSON, CARD_MD})
 """Not listed: they say something of the listed files."""
 
 Advance = Callable[[int], None]
@@ -30,7 +31,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """Every file of the folder by its name."""
 
     files: dict[str, FileEntry]
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def total_bytes(self) -> int:
@@ -44,14 +45,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def write_manifest(folder: Path) -> Manifest:
     """List the files that are there now, and write the list beside them."""
-    files = {
-        path.name: FileEntry(path.stat().st_size, file_sha256(path))
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in _WRITTEN_LATER
-    }
-    manifest = Manifest(files)
-    text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"))
-    write_whole(folder / MANIFEST_JSON, text.decode() + "\n")
+    manifest = list_files(folder)
+    write_whole(folder / MANIFEST_JSON, encode_manifest(manifest).decode())
     return manifest
 
 
@@ -59,13 +54,41 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest, None where there is none. Raises `CheckpointError` if damaged."""
     path = folder / MANIFEST_JSON
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        return decode_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+
+
+def decode_manifest(raw: bytes, where: str) -> Manifest:
+    """The manifest of these bytes. Raises `CheckpointError` if damaged or of a newer schema."""
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path} is not a manifest ({error}): copy the folder anew, or make it again"
+            f"{where} is not a manifest ({error}): copy the folder anew, or make it again"
         ) from None
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{where} has schema {manifest.schema_version}, this QuanTile reads up to "
+            f"{SCHEMA_VERSION}: update QuanTile here, or make the variant with this one"
+        )
+    return manifest
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted")) + b"\n"
+
+
+def list_files(folder: Path, advance: Advance = lambda n_bytes: None) -> Manifest:
+    """A manifest of the files that are there now, hidden ones left out."""
+    return Manifest(
+        {
+            path.name: FileEntry(path.stat().st_size, file_sha256(path, advance))
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.name not in WRITTEN_LATER and path.name[0] != "."
+        }
+    )
 
 
 def verify(folder: Path, manifest: Manifest, advance: Advance = lambda n_bytes: None) -> None:
@@ -79,7 +102,7 @@ def verify(folder: Path, manifest: Manifest, advance: Advance = lambda n_bytes: 
         for path in sorted(folder.iterdir())
         if path.is_file()
         and not path.name.startswith(".")
-        and path.name not in manifest.files.keys() | _WRITTEN_LATER
+        and path.name not in manifest.files.keys() | WRITTEN_LATER
     ]
     for name, entry in manifest.files.items():
         path = folder / name

@@ -2,14 +2,16 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from serve_app.domain.errors import CheckpointError
+from serve_app.domain.errors import CheckpointError, UnreachableError
+from serve_app.domain.units import KIB, MIB
 from serve_app.reference.locate import SCHEME as REFERENCE
 from serve_app.reference.locate import resolve
 
@@ -17,6 +19,8 @@ FILE = "file://"
 S3 = "s3://"
 HUB = "hf://"
 GGUF_SUFFIX = ".gguf"
+PIECE_BYTES = 256 * KIB
+"""What is handed on at once while a file streams."""
 GGUF_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -25,6 +29,9 @@ class Source(ABC):
 
     Several threads may read at once.
     """
+
+    part_bytes = 16 * MIB
+    """What one request of a download asks for, at most."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -38,18 +45,38 @@ class Source(ABC):
         """
         return self._list()
 
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """What the place says of its files: `sha256:<hex>`, or `git:<hex>` of a git blob."""
+        return {}
+
+    @property
+    def version(self) -> str:
+        """Another text as soon as what the place holds differs, as far as it can be told."""
+        return ""
+
     def read(self, name: str, start: int, length: int) -> bytes:
         """The `length` bytes from `start`; fewer only where the file ends before."""
+        return b"".join(self.stream(name, start, length))
+
+    def stream(self, name: str, start: int, length: int) -> Iterator[bytes]:
+        """The same bytes piece by piece, as they come, each of at most `PIECE_BYTES`.
+
+        Raises UnreachableError, after the pieces that came, where a try for the rest may help.
+        """
         length = min(length, self.size(name) - start)
+        got = 0
         if length <= 0:
-            return b""
-        data = self._fetch(name, start, length)
-        if len(data) != length:
-            raise CheckpointError(
-                f"{self.locate(name)} gave {len(data)} bytes where {length} were asked for: it "
+            return
+        with closing(self._stream(name, start, length)) as pieces:
+            for piece in pieces:
+                got += len(piece)
+                yield piece
+        if got != length:
+            raise UnreachableError(
+                f"{self.locate(name)} gave {got} bytes where {length} were asked for: it "
                 "changed meanwhile, or the connection broke; try again"
             )
-        return data
 
     def size(self, name: str) -> int:
         """The bytes of one file. Raises CheckpointError when there is none of that name."""
@@ -73,8 +100,8 @@ class Source(ABC):
     def _list(self) -> Mapping[str, int]: ...
 
     @abstractmethod
-    def _fetch(self, name: str, start: int, length: int) -> bytes:
-        """Called with a range that lies in the file as it was listed."""
+    def _stream(self, name: str, start: int, length: int) -> Generator[bytes, None, None]:
+        """Called with a range that lies in the file as it was listed; never gives more of it."""
 
 
 class LocalSource(Source):
@@ -98,11 +125,13 @@ class LocalSource(Source):
         except OSError as error:
             raise CheckpointError(f"cannot list {self._folder}: {error}") from None
 
-    def _fetch(self, name: str, start: int, length: int) -> bytes:
+    def _stream(self, name: str, start: int, length: int) -> Generator[bytes, None, None]:
         try:
             with (self._folder / name).open("rb") as file:
                 file.seek(start)
-                return file.read(length)
+                while length and (piece := file.read(min(length, PIECE_BYTES))):
+                    length -= len(piece)
+                    yield piece
         except OSError as error:
             raise CheckpointError(f"cannot read {self.locate(name)}: {error}") from None
 
@@ -125,8 +154,18 @@ class GgufFile(Source):
         parts = {name: size for name, size in sizes.items() if stem and shard_stem(name) == stem}
         return parts or {self._name: self._folder.size(self._name)}
 
-    def _fetch(self, name: str, start: int, length: int) -> bytes:
-        return self._folder.read(name, start, length)
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """As the folder says."""
+        return self._folder.checksums
+
+    @property
+    def version(self) -> str:
+        """Of the folder."""
+        return self._folder.version
+
+    def _stream(self, name: str, start: int, length: int) -> Generator[bytes, None, None]:
+        yield from self._folder.stream(name, start, length)
 
 
 def shard_stem(name: str) -> str | None:
@@ -138,7 +177,7 @@ def shard_stem(name: str) -> str | None:
 def open_source(uri: str) -> Source:
     """The checkpoint that a configuration names, without reading anything of it yet.
 
-    A folder, `file://`, `reference://<variant>`, `s3://bucket/prefix` or
+    A folder, `file://`, `reference://<variant>`, `s3://bucket/prefix[@digest]` or
     `hf://owner/name[@revision][/folder]`; each but `reference://` may also end in the name of a
     GGUF file. Raises CheckpointError for anything else.
     """

@@ -1,0 +1,75 @@
+"""From a checkpoint's name in a configuration to a folder of this node, before an engine starts."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.domain.errors import CheckpointError
+from serve_app.reference.locate import resolve
+from serve_app.store.cache import Cache, Entry, Lease
+from serve_app.store.manifest import read_manifest, verify
+from serve_app.store.place import s3_place
+from serve_app.store.progress import LogProgress
+from serve_app.store.pull import PullSettings, into_cache
+from serve_app.store.source import HUB, S3
+
+_leases: list[Lease] = []
+"""What this process serves: it stays in the cache until the process ends."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A folder to serve; `is_verified`: every byte was held against the manifest just now."""
+
+    folder: Path
+    is_verified: bool
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a checkpoint has to be fetched before it can be served."""
+    return uri.startswith((S3, HUB))
+
+
+def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Fetched:
+    """The folder of a checkpoint, downloaded into this node's cache where it is not there yet.
+
+    What was there is read once and held against its manifest; if the disk has changed it, it is
+    downloaded anew. The process keeps the folder from being swept. Raises CheckpointError.
+    """
+    if not is_remote(uri):
+        return Fetched(resolve(uri), is_verified=False)
+    require_immutable(uri)
+    cache = cache or Cache()
+    settings = PullSettings(progress=LogProgress(logging.getLogger("ray.serve")))
+    lease = into_cache(uri, cache, settings)
+    try:
+        _verify(lease)
+    except CheckpointError as error:
+        lease.release()
+        settings.progress.said(f"{error}; downloading it anew")
+        if not cache.drop(Entry(lease.digest, 0, 0.0, is_whole=True)):
+            raise CheckpointError(
+                f"{error}; another process of this node uses the folder: end it first"
+            ) from None
+        lease = into_cache(uri, cache, settings)
+        _verify(lease)
+    _leases.append(lease)
+    return Fetched(lease.folder, is_verified=True)
+
+
+def require_immutable(uri: str) -> None:
+    """Refuse a name whose bytes may differ from one replica to the next. Raises CheckpointError."""
+    if uri.startswith(S3) and s3_place(uri).digest is None:
+        raise CheckpointError(
+            f"{uri} may change while replicas come and go: need {uri.rstrip('/')}@<digest>; "
+            f"`quantile store list {uri}` shows which there are, `quantile store push` makes one"
+        )
+
+
+def _verify(lease: Lease) -> None:
+    if lease.is_fresh:
+        return
+    manifest = read_manifest(lease.folder)
+    if manifest is None or manifest.digest() != lease.digest:
+        raise CheckpointError(f"{lease.folder} has another manifest than its name says")
+    verify(lease.folder, manifest)
