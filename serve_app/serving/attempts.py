@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from enum import Enum
 from typing import Any
 
 from serve_app.config.resilience import ResilienceConfig
@@ -37,6 +38,17 @@ _INGRESS_PAUSE_S = 0.05
 _NONE_OPEN: frozenset[str] = frozenset()
 _NO_LIMIT = nullcontext()
 _NO_VARIANT = "none"
+
+
+class _Next(Enum):
+    """Who is asked after a failure."""
+
+    SAME = "same"
+    """The same variant: another replica of it can take the request."""
+    HELD = "held"
+    """The same variant, which has no replica now, if nobody else can be asked: Serve holds the
+    request until it has one."""
+    STAND_IN = "stand_in"
 
 
 class Attempts:
@@ -137,15 +149,17 @@ class Attempts:
             raise _stopping()
         self._budget.request(self._clock())
         waiting = [decision.variant, *decision.stand_ins]
-        again = self._config.retry.same_variant
+        again, is_held = self._config.retry.same_variant, False
         failures: list[str] = []
         while True:
             variant = waiting[0]
             try:
-                answer = await self._attempt(variant, scope, body, deadline_s)
+                answer = await self._attempt(variant, scope, body, deadline_s, is_held)
             except VariantBusyError as error:
                 failures.append(f"{variant}: {error}")
-                if again and self._may_have_another(variant, error):
+                step = await self._next(variant, error) if again else _Next.STAND_IN
+                is_held = step is _Next.HELD and len(waiting) == 1
+                if step is _Next.SAME or is_held:
                     again -= 1
                 else:
                     del waiting[0]
@@ -188,17 +202,17 @@ class Attempts:
         }
 
     async def _attempt(
-        self, variant: str, scope: Scope, body: bytes, deadline_s: float | None
+        self, variant: str, scope: Scope, body: bytes, deadline_s: float | None, is_held: bool
     ) -> Answer:
         """One attempt at one variant. Raises VariantBusyError, or DeadlineError."""
         breaker = self._breaker(variant)
         if breaker is None:
-            return await self._ask(variant, scope, body, deadline_s)
+            return await self._ask(variant, scope, body, deadline_s, is_held)
         permit = breaker.admit(self._clock())
         if permit is None:
             raise VariantBusyError("it failed too often, and is left alone for a while")
         try:
-            answer = await self._ask(variant, scope, body, deadline_s)
+            answer = await self._ask(variant, scope, body, deadline_s, is_held)
         except VariantDownError as error:
             if isinstance(error, IngressDownError):
                 breaker.abandoned(permit)
@@ -212,11 +226,11 @@ class Attempts:
         return answer
 
     async def _ask(
-        self, variant: str, scope: Scope, body: bytes, deadline_s: float | None
+        self, variant: str, scope: Scope, body: bytes, deadline_s: float | None, is_held: bool
     ) -> Answer:
         """Ask a variant and wait for the first bytes of its answer, as long as may be waited."""
         left_s = None if deadline_s is None else deadline_s - self._clock()
-        is_asleep = self._directory.is_asleep(variant)
+        is_asleep = is_held or self._directory.is_asleep(variant)
         limit_s = (
             self._wake_timeout_s if is_asleep else _seconds(self._config.first_byte_timeout_ms)
         )
@@ -237,7 +251,7 @@ class Attempts:
             if is_last:
                 raise self._too_late(variant) from None
             if is_asleep:
-                said = f"it slept, and is not awake after {limit_s:.0f} s"
+                said = f"it has no replica (asleep, or lost), and none after {limit_s:.0f} s"
                 raise VariantBusyError(said) from None
             raise VariantDownError(f"no first byte within {limit_s:g} s") from None
         if is_asleep:
@@ -268,11 +282,14 @@ class Attempts:
             waiting.discard(bound)
         return answer
 
-    def _may_have_another(self, variant: str, error: VariantBusyError) -> bool:
-        """Whether the variant itself can be asked again at once: another replica may take it."""
+    async def _next(self, variant: str, error: VariantBusyError) -> _Next:
+        """Who is asked after `variant` failed the request with `error`."""
         breaker = self._breakers.get(variant)
-        is_open = breaker is not None and breaker.blocks(self._clock())
-        return isinstance(error, ReplicaLostError | IngressDownError) and not is_open
+        if breaker is not None and breaker.blocks(self._clock()):
+            return _Next.STAND_IN
+        if isinstance(error, ReplicaLostError):
+            return _Next.SAME if await self._directory.is_there(variant) else _Next.HELD
+        return _Next.SAME if isinstance(error, IngressDownError) else _Next.STAND_IN
 
     def _breaker(self, variant: str) -> Breaker | None:
         breaker = self._breakers.get(variant)

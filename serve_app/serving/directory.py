@@ -21,6 +21,8 @@ _PROBE_SCOPE = {"method": "GET", "path": CARD_PATH, "headers": [], "query_string
 PROBE_TIMEOUT_S = 2.0
 SILENT_PROBES = 3
 """Probes in a row without any answer after which a variant counts as down."""
+LOOK_S = 0.25
+"""How long a lost request waits to learn whether its variant has another replica."""
 SLEEPER_INTERVALS = 5
 """Probe intervals between two looks at the variants that may sleep."""
 
@@ -45,6 +47,7 @@ class VariantDirectory:
         self._timeout_s = timeout_s
         self._sleepers = sleepers
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._looks: dict[str, asyncio.Task[bool]] = {}
         self._sleep_watch: asyncio.Task[None] | None = None
         self._may_sleep: frozenset[str] = frozenset()
         self._asleep: frozenset[str] = frozenset()
@@ -96,9 +99,31 @@ class VariantDirectory:
         """Those of `variants` that are neither ready nor asleep, in the given order."""
         return [name for name in variants if not (self.is_ready(name) or self.is_asleep(name))]
 
+    async def is_there(self, name: str) -> bool:
+        """Look now, for a request whose replica was lost: whether another one answers at once.
+
+        While a variant has no replica, Serve's proxy holds its requests until it has one: a
+        request that could go elsewhere would wait for an engine's start. Requests share a look.
+        """
+        look = self._looks.get(name)
+        if look is None:
+            look = self._looks[name] = asyncio.create_task(self._look(name), name=f"look {name}")
+            look.add_done_callback(lambda _: self._looks.pop(name, None))
+        return await asyncio.shield(look)
+
+    async def _look(self, name: str) -> bool:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                self.cards[name] = await self._fetch_card(name)
+        except (TimeoutError, VariantBusyError, UpstreamTruncatedError, *UNREADABLE_JSON):
+            return False
+        return True
+
     def close(self) -> None:
         """Stop watching."""
         self.follow(())
+        for look in self._looks.values():
+            look.cancel()
 
     async def _watch(self, name: str) -> None:
         while True:

@@ -53,7 +53,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.now_s = 500.0
-        self.relay = FakeRelay()
+        self.relay = FakeRelay("a", "b", "c")
         self.metrics = RecordingMetrics()
         self.sleepers = FakeSleepers()
         self.directory = VariantDirectory(self.relay, 0.001, self.sleepers)
@@ -93,6 +93,43 @@ class TestRetries:
         assert await bench.ask() == ("a", "sticky")
         assert bench.relay.asked == ["a", "a"]
         assert (bench.metrics.retries, bench.metrics.fallbacks) == (["a"], [])
+
+    @pytest.mark.parametrize("silent", [True, False])
+    async def test_where_no_other_replica_is_the_stand_in_is_asked_at_once(self, bench, silent):
+        """Serve would hold the request until there is one again."""
+        bench.script(a=(ReplicaLostError("lost"), good()))
+        if silent:
+            bench.relay.cards["a"] = lambda: FakeAnswer(asyncio.Event())
+        else:
+            del bench.relay.cards["a"]
+        assert await asyncio.wait_for(bench.ask(), 2) == ("b", "fallback")
+        assert bench.relay.asked == ["a", "b"]
+
+    async def test_without_a_stand_in_it_is_waited_for_as_for_one_that_sleeps(self, bench):
+        del bench.relay.cards["a"]
+        bench.script(a=(ReplicaLostError("lost"), good()))
+        assert await bench.ask(PINNED) == ("a", "pinned")
+        held = [ReplicaLostError("lost")]
+
+        def lost_then_held() -> FakeAnswer:
+            if held:
+                raise held.pop()
+            return FakeAnswer(asyncio.Event())
+
+        bench.script(a=lost_then_held)
+        await asyncio.wait_for(bench.refused(PINNED, said="a: lost; a: it has no replica"), 2)
+
+    async def test_lost_requests_share_one_look(self, bench):
+        def lost_or_good() -> FakeAnswer:
+            if len(bench.relay.asked) <= 20:
+                raise ReplicaLostError("lost")
+            return good()
+
+        bench.it.configure(ResilienceConfig(breaker=None))
+        bench.script(a=lost_or_good)
+        await asyncio.gather(*(bench.ask() for _ in range(20)))
+        assert bench.relay.asked == ["a"] * 40
+        assert len(bench.relay.probe_answers) == 1
 
     async def test_then_by_the_stand_ins_in_their_order(self, bench):
         bench.script(a=(ReplicaLostError("lost"),), b=(ReplicaLostError("lost"),))
@@ -337,7 +374,7 @@ class TestDeadlines:
         await asyncio.sleep(0.02)
         assert bench.directory.is_asleep("a")
         bench.script(a=lambda: FakeAnswer(asyncio.Event()))
-        await bench.refused(PINNED, said="it slept, and is not awake")
+        await bench.refused(PINNED, said="it has no replica .asleep")
         await bench.refused(PINNED, kind=DeadlineError, deadline_s=bench.now_s + 0.01)
         assert bench.it.known_open() == set()
 

@@ -584,7 +584,7 @@ class TestSleepers:
 
     async def test_a_pin_on_one_that_does_not_wake_in_time_is_refused(self, router):
         self.wakes_after(router, 1.0)
-        refused(await router.chat(model="m@a")(), 503, "variant_unavailable", "not awake after")
+        refused(await router.chat(model="m@a")(), 503, "variant_unavailable", "and none after")
 
     async def test_it_is_listed_as_asleep_and_holds_readiness_up_no_more(self, router):
         models = {
