@@ -9,7 +9,7 @@ from typing import Any
 
 from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, ROUTER, Way
 from loadtests.relay_bench.processes import free_port
-from loadtests.relay_bench.replicas import direct_port, ingress_pids, own_haproxy, replica
+from loadtests.relay_bench.replicas import direct_port, ingress_pids, own_ports, replica
 from loadtests.relay_bench.upstream import CHAT, MODEL, NAME
 from serve_app.config.schema import RouterArgs
 from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
@@ -134,14 +134,13 @@ class HandleRouter(BareRouter):
 @contextmanager
 def _environment() -> Iterator[None]:
     """Serve reads it when it is imported, here and in its processes."""
-    with own_haproxy() as own:
-        before = dict(os.environ)
-        os.environ.update({**SERVE_ENV, **before, **own})
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    before = dict(os.environ)
+    os.environ.update({**SERVE_ENV, **before, **own_ports()})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

@@ -87,8 +87,11 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Stamp the first token; at the end of the answer, ask again."""
         self._seen += data
-        if self._first_s is None and self._first_mark in self._seen:
-            self._first_s = time.perf_counter() - self._sent_s
+        if self._first_s is None:
+            if self._first_mark in self._seen:
+                self._first_s = time.perf_counter() - self._sent_s
+            elif b"\r\n\r\n" in self._seen and not self._seen.startswith(b"HTTP/1.1 200"):
+                self._fail(f"refused: {bytes(self._seen[:600])!r}")
         if self._seen.endswith(END):
             try:
                 self._count()

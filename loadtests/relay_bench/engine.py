@@ -10,7 +10,7 @@ import yaml
 from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.figures import Spread, spread
 from loadtests.relay_bench.processes import free_port, run_client
-from loadtests.relay_bench.replicas import direct_port, own_haproxy, replica
+from loadtests.relay_bench.replicas import direct_port, own_ports, replica
 from loadtests.relay_bench.upstream import CHAT
 from serve_app.config.secrets import internal_token
 from serve_app.config.serve_content import serve_content
@@ -57,10 +57,7 @@ def measure(
     alone, model = one_variant(load_serve_file(config_file), variant, port)
     file = folder / "engine.yaml"
     file.write_text(yaml.safe_dump(alone, sort_keys=False))
-    with (
-        own_haproxy() as environ,
-        LocalServe(file, log=folder / "engine.log", environ=environ) as serve,
-    ):
+    with LocalServe(file, log=folder / "engine.log", environ=own_ports()) as serve:
         pid = replica(f"{variant}:VariantServer", serve.pid)
         headers = {INTERNAL_TOKEN_HEADER.decode(): internal_token()}
 

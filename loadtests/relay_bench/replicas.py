@@ -1,10 +1,7 @@
 """The Serve instance of a benchmark: apart from any other here, its replicas known by process."""
 
 import os
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,21 +12,10 @@ from serve_app.domain.errors import InvalidRunError
 _DIRECT_PORTS = range(30_000, 31_000)  # Serve's, for replicas that HAProxy asks
 
 
-@contextmanager
-def own_haproxy() -> Iterator[dict[str, str]]:
-    """Environment variables that keep this Serve's HAProxy apart from that of another."""
+def own_ports() -> dict[str, str]:
+    """Environment variables that keep the fixed ports of Serve's HAProxy apart from another's."""
     prefix = "RAY_SERVE_HAPROXY_"
-    with tempfile.TemporaryDirectory(prefix="quantile-bench-") as name:
-        folder = Path(name)
-        yield {
-            f"{prefix}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            f"{prefix}SOCKET_PATH": str(folder / "admin.sock"),
-            f"{prefix}METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            f"{prefix}SERVER_STATE_BASE": str(folder),
-            f"{prefix}SERVER_STATE_FILE": str(folder / "server-state"),
-            f"{prefix}STATS_PORT": str(free_port()),
-            f"{prefix}METRICS_PORT": str(free_port()),
-        }
+    return {f"{prefix}STATS_PORT": str(free_port()), f"{prefix}METRICS_PORT": str(free_port())}
 
 
 def replica(title: str, root_pid: int | None = None) -> int:

@@ -15,11 +15,11 @@ TOKEN = b" tok"
 NAME = "fake"
 MODEL = "bench"
 CHAT = "/v1/chat/completions"
-_CARD: dict[str, Any] = {
+CARD: dict[str, Any] = {
     "name": NAME,
     "method": "unquantized",
     "scheme": "none",
-    "bits": None,
+    "bits": 16,
     "weight_bytes": None,
     "context_length": 8192,
     "engine": "fake",
@@ -105,7 +105,7 @@ class Upstream(asyncio.Protocol):
 
     def _answer(self, path: bytes, body: bytes) -> None:
         if not path.endswith(b"/chat/completions"):
-            self._say_json(_CARD if path.endswith(b"/quantile/card") else _WORKER)
+            self._say_json(CARD if path.endswith(b"/quantile/card") else _WORKER)
             return
         asked = json.loads(body)
         if not asked.get("stream"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -26,7 +27,8 @@ from loadtests.relay_bench.processes import (
     upstream,
     wait_for_port,
 )
-from loadtests.relay_bench.upstream import MODEL, TOKEN
+from loadtests.relay_bench.upstream import CARD, MODEL, NAME, TOKEN
+from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import BuildError, InvalidRunError
 from tests.fakes.raw_server import RawServer, answer, chunked
 
@@ -81,9 +83,10 @@ async def test_answers_that_are_refused_short_or_cut_fail_the_run():
         await said_by(*chunked(*[piece] * 3))
     with pytest.raises(InvalidRunError, match="the connection closed after"):
         await said_by(*chunked(piece, end=False))
-    refusal = answer(b"0\r\n\r\n", status=b"503 Service Unavailable")
-    with pytest.raises(InvalidRunError, match=r"refused: b'HTTP/1\.1 503"):
-        await said_by(refusal)
+    for body in (b"0\r\n\r\n", b"not available"):
+        refusal = answer(body, status=b"503 Service Unavailable")
+        with pytest.raises(InvalidRunError, match=r"refused: b'HTTP/1\.1 503"):
+            await said_by(refusal)
 
 
 async def test_a_server_that_says_nothing_ends_the_run():
@@ -211,3 +214,7 @@ def test_a_program_that_does_not_start_says_why(tmp_path):
     command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
     with running(command, log) as process, pytest.raises(InvalidRunError, match="no such model"):
         wait_for_port(process, free_port(), log)
+
+
+def test_the_router_can_read_the_upstreams_card():
+    assert msgspec.json.decode(json.dumps(CARD).encode(), type=VariantCard).name == NAME
