@@ -52,7 +52,10 @@ class _Next(Enum):
 
 
 class Attempts:
-    """One router replica's retries, breakers and deadlines. `clock` is monotonic, in seconds."""
+    """One router replica's retries, breakers and deadlines. `clock` is monotonic, in seconds.
+
+    `in_serve`: the replica is Ray Serve's, and watches for its end.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,8 @@ class Attempts:
         clock: Callable[[], float],
         wake_timeout_s: float = 30.0,
         draw: Callable[[], float] = random.random,
+        *,
+        in_serve: bool = False,
     ) -> None:
         self.limits = AnswerLimits()
         self._drain = Drain(self.limits)
@@ -71,6 +76,7 @@ class Attempts:
         self._clock = clock
         self._wake_timeout_s = wake_timeout_s
         self._draw = draw
+        self._in_serve = in_serve
         self._breakers: dict[str, Breaker] = {}
         self._not_closed: set[str] = set()
         self._config = ResilienceConfig()
@@ -144,7 +150,8 @@ class Attempts:
         or the retry budget is spent, DeadlineError at `deadline_s` (by the clock). The caller owns
         the answer that is returned, and tells `observe` how it ended.
         """
-        self._drain.seen(scope)
+        if self._in_serve:
+            self._drain.seen(scope)
         if self.limits.is_stopped:
             raise _stopping()
         self._budget.request(self._clock())

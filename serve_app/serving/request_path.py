@@ -45,6 +45,8 @@ class RequestPath:
         meters: Meters,
         directory: VariantDirectory,
         clock: Callable[[], float],
+        *,
+        in_serve: bool = False,
     ) -> None:
         self.aliases: dict[str, AliasRules] | None = None
         """The rules by public name, the router's own first; None: not configured yet."""
@@ -56,7 +58,9 @@ class RequestPath:
         self._served: dict[str, ServedAlias] = {}
         self._ladders: tuple[LadderLoop, ...] = ()
         self._admission = Admission(clock, meters.admission)
-        self._attempts = Attempts(relay, directory, meters.router, clock, args.wake_timeout_s)
+        self._attempts = Attempts(
+            relay, directory, meters.router, clock, args.wake_timeout_s, in_serve=in_serve
+        )
 
     def configure(self, config: RouterUserConfig) -> None:
         """Follow `config` from the next request on. Raises ConfigError, and changes nothing."""

@@ -62,6 +62,8 @@ class RouterApp:
         applications: Applications | None = None,
         sleepers: Sleepers | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        in_serve: bool = False,
     ) -> None:
         self._relay = relay
         self._metrics = meters.router
@@ -69,7 +71,7 @@ class RouterApp:
         self._directory = VariantDirectory(
             relay, args.probe_interval_s, sleepers or ServeSleepers(self._applications)
         )
-        self._path = RequestPath(args, relay, meters, self._directory, clock)
+        self._path = RequestPath(args, relay, meters, self._directory, clock, in_serve=in_serve)
 
     @property
     def aliases(self) -> dict[str, AliasRules] | None:

@@ -27,7 +27,7 @@ class VariantRouter:
         """Called by Serve once, in the loop that serves requests, before `reconfigure`."""
         args = self._args
         relay = IngressRelay(args.ingress_url, internal_token(), args.connect_timeout_s)
-        self._app = RouterApp(args, relay, serve_meters())
+        self._app = RouterApp(args, relay, serve_meters(), in_serve=True)
         return self._app
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
