@@ -194,6 +194,7 @@ class Turns(RuleBasedStateMachine):
         self.waiting.append(waiter)
         if displaced is not None:
             assert displaced.turn is Turn.DISPLACED
+            assert longest > own_before + 1, "it would only trade places"
             self.waiting.remove(displaced)
 
     @precondition(lambda self: self.served)
@@ -322,3 +323,25 @@ def test_the_room_is_shared_too():
     assert queue.wait(modest)[1] is waiters[3], "the newest of the longest line"
     assert queue.wait(modest)[1] is waiters[2]
     assert queue.wait(modest) == (None, None), "both have two of the four now"
+
+
+def test_lines_as_long_as_the_newcomers_stay():
+    queue = FairQueue(1, 5)
+    a, b = queue.line("a", None), queue.line("b", None)
+    queue.enter(a)
+    for line in (a, a, a, b, b):
+        queue.wait(line)
+    assert queue.wait(b) == (None, None), "three and two: the other would be the shorter one next"
+
+
+def test_clients_that_come_and_leave_while_nothing_ends_leave_nothing_behind():
+    queue = FairQueue(1, 10)
+    first = queue.line("a", None)
+    queue.enter(first)
+    for _ in range(1000):
+        waiter, _ = queue.wait(queue.line("b", None))
+        queue.give_up(waiter)
+    assert len(queue._turns) == 1
+    assert queue.leave(first) == []
+    assert not queue._turns
+    assert not queue._lines
