@@ -16,6 +16,7 @@ from serve_app.scaling.serve_policy import KV_USE, RUNNING, SERVED, WAITING
 from serve_app.serving.start import start_in_turn
 from serve_app.serving.variant_front import VariantFront
 from serve_app.store.facts import checkpoint_facts
+from serve_app.store.fetch import fetch_checkpoint, is_remote
 from serve_app.store.inspect import inspect_checkpoint
 from serve_app.store.seal import require_sealed
 from serve_app.store.source import open_source
@@ -27,14 +28,21 @@ LOAD_INTERVAL_S = 2.0
 
 
 def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
-    """Find the checkpoint on this machine and make sure that it is what it is declared to be.
+    """Have the checkpoint on this machine and make sure that it is what it is declared to be.
 
-    Reads headers and, of a variant that QuanTile made, every file once: it must be what passed the
-    correctness gate. Raises CheckpointError. A fake engine has no checkpoint.
+    One in S3 or on the hub is downloaded first, unless this node has it. Reads headers and, of a
+    variant that QuanTile made and of what was downloaded before, every file once: it must be what
+    passed the correctness gate. Raises CheckpointError. A fake engine has no checkpoint.
     """
-    checkpoint = inspect_variant(args)
     if args.engine.kind == "fake":
-        return None, checkpoint
+        return None, inspect_variant(args)
+    if is_remote(args.checkpoint):
+        folder = fetch_checkpoint(args.checkpoint)
+        checkpoint = inspect_checkpoint(folder, args.checkpoint)
+        checkpoint.require_method(args.method)
+        require_sealed(folder, is_verified=True)
+        return folder, checkpoint
+    checkpoint = inspect_variant(args)
     folder = resolve(args.checkpoint)
     require_sealed(folder)
     return folder, checkpoint
@@ -88,7 +96,7 @@ class VariantServer:
         after, or when the engine's turn or memory does not come.
         """
         args = self._args
-        folder, checkpoint = preflight(args)
+        folder, checkpoint = await asyncio.to_thread(preflight, args)  # a download takes minutes
         token = internal_token()
         models = (args.model, *args.aliases)
         names = (*(f"{model}{PIN_SEPARATOR}{args.name}" for model in models), *models)

@@ -1,11 +1,9 @@
 """From a checkpoint's name in a configuration to a folder of this node, before an engine starts."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.domain.errors import CheckpointError
-from serve_app.reference.locate import resolve
 from serve_app.store.cache import Cache, Entry, Lease
 from serve_app.store.manifest import read_manifest, verify
 from serve_app.store.place import s3_place
@@ -17,27 +15,18 @@ _leases: list[Lease] = []
 """What this process serves: it stays in the cache until the process ends."""
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A folder to serve; `is_verified`: every byte was held against the manifest just now."""
-
-    folder: Path
-    is_verified: bool
-
-
 def is_remote(uri: str) -> bool:
     """Whether a checkpoint has to be fetched before it can be served."""
     return uri.startswith((S3, HUB))
 
 
-def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Fetched:
+def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Path:
     """The folder of a checkpoint, downloaded into this node's cache where it is not there yet.
 
-    What was there is read once and held against its manifest; if the disk has changed it, it is
-    downloaded anew. The process keeps the folder from being swept. Raises CheckpointError.
+    Every byte was held against the manifest when this returns: what was there already is read once,
+    and downloaded anew if the disk has changed it. The process keeps the folder from being swept.
+    Raises CheckpointError.
     """
-    if not is_remote(uri):
-        return Fetched(resolve(uri), is_verified=False)
     require_immutable(uri)
     cache = cache or Cache()
     settings = PullSettings(progress=LogProgress(logging.getLogger("ray.serve")))
@@ -54,7 +43,7 @@ def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Fetched:
         lease = into_cache(uri, cache, settings)
         _verify(lease)
     _leases.append(lease)
-    return Fetched(lease.folder, is_verified=True)
+    return lease.folder
 
 
 def require_immutable(uri: str) -> None:

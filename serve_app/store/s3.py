@@ -10,7 +10,7 @@ from typing import Any
 from serve_app.domain.errors import CheckpointError, UnreachableError
 from serve_app.store.manifest import MANIFEST_JSON
 from serve_app.store.place import s3_place
-from serve_app.store.source import PIECE_BYTES, S3, Source
+from serve_app.store.source import PIECE_BYTES, Source
 from serve_app.store.stored import (
     MAX_RECORD_BYTES,
     VARIANT_JSON,

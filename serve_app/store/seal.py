@@ -36,10 +36,10 @@ def read_gate(folder: Path) -> GateFile | None:
     return found if found.schema_version == GateFile.__struct_defaults__[-1] else None
 
 
-def require_sealed(folder: Path) -> None:
+def require_sealed(folder: Path, *, is_verified: bool = False) -> None:
     """Raise `CheckpointError` if a variant of ours was not judged, failed, or was changed since.
 
-    Reads every file once.
+    Reads every file once, unless whoever calls has just done so (`is_verified`).
     """
     folder = folder.parent if folder.is_file() else folder  # a GGUF may be named by its file
     if not (folder / QUANTIZE_JSON).is_file():
@@ -51,7 +51,8 @@ def require_sealed(folder: Path) -> None:
             "copied whole; make it again"
         )
     _require_passed(folder, manifest)
-    verify(folder, manifest)
+    if not is_verified:
+        verify(folder, manifest)
 
 
 def _require_passed(folder: Path, manifest: Manifest) -> None:

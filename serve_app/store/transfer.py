@@ -197,12 +197,12 @@ class _Download:
         done = self._journal.done[part.index]
         file = self._fds[part.file]
         for piece in self._source.stream(part.file, part.start + done, part.n_bytes - done):
-            if self._stop.is_set():
-                raise _StoppedError
             _write_at(file, piece, part.start + done)
             done += len(piece)
             self._journal.mark(part.index, done)
             self._advance(len(piece))
+            if self._stop.is_set():  # not before: what has come is kept
+                raise _StoppedError
 
     def _check(
         self, name: str, fetched: list[Future[None]], submit: Callable[..., Future[None]]

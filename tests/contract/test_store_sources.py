@@ -6,11 +6,8 @@ import socket
 import subprocess
 import sys
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto.backends import get_backend
-from moto.core import set_initial_no_auth_action_count
 
 from serve_app.domain.errors import CheckpointError
 from serve_app.domain.quant import QuantMethod
@@ -26,9 +23,15 @@ from tests.fakes.checkpoints import write_checkpoint, write_safetensors
 from tests.fakes.gguf_files import Q4_K_M, n_bytes, write_gguf
 from tests.fakes.hub import COMMIT, FakeHub
 from tests.fakes.llama_70b import N_PARAMETERS, SHARDS, write_llama_70b
-from tests.fakes.s3 import FakeS3
-
-BUCKET = "models"
+from tests.fakes.s3 import (
+    BUCKET,
+    account,
+    client,
+    forget_this_machine,
+    log_in,
+    read_only,
+    with_authorization,
+)
 
 
 def refused(read, *said):
@@ -47,34 +50,13 @@ def closed_port():
 
 @pytest.fixture
 def plain_environment(monkeypatch, tmp_path):
-    """Nothing of what this machine's user has set up."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "HF_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    forget_this_machine(monkeypatch, tmp_path)
 
 
 @pytest.fixture
-def s3(monkeypatch, plain_environment):
-    with FakeS3() as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        log_in(monkeypatch, "testing", "testing")
-        client("s3").create_bucket(Bucket=BUCKET)
+def s3(monkeypatch, tmp_path):
+    with account(monkeypatch, tmp_path) as store:
         yield store
-    for service in ("s3", "iam"):
-        get_backend(service).reset()
-
-
-def log_in(monkeypatch, key, secret):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-
-
-def client(service):
-    """With the credentials of now: boto3's default session keeps the first."""
-    return boto3.Session().client(service)
 
 
 def upload(folder, prefix):
@@ -241,22 +223,6 @@ class TestS3Refusals:
             f"{self.URI}/model.safetensors",
             "cut short",
         )
-
-
-def read_only(monkeypatch, actions):
-    """Log in as a user who may do this and nothing else."""
-    iam = client("iam")
-    iam.create_user(UserName="reader")
-    policy = {"Effect": "Allow", "Action": actions, "Resource": "arn:aws:s3:::*"}
-    document = json.dumps({"Version": "2012-10-17", "Statement": [policy]})
-    iam.put_user_policy(UserName="reader", PolicyName="p", PolicyDocument=document)
-    key = iam.create_access_key(UserName="reader")["AccessKey"]
-    log_in(monkeypatch, key["AccessKeyId"], key["SecretAccessKey"])
-
-
-def with_authorization(act):
-    """Let the store check signatures and rights while this runs."""
-    return set_initial_no_auth_action_count(0)(act)()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A Hugging Face Hub on loopback that serves the model repositories in a folder."""
 
+import hashlib
 import json
 import sys
 import threading
@@ -12,6 +13,8 @@ from tests.fakes.background import InBackground
 
 COMMIT = "c" * 40
 PIECE_BYTES = 1 << 16
+MAX_HASHED_BYTES = 1 << 27
+"""The sparse files of a 70B model take minutes to read."""
 
 
 @dataclass
@@ -77,9 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         siblings = [
-            {"rfilename": str(path.relative_to(folder)), "size": path.stat().st_size}
-            if sizes
-            else {"rfilename": str(path.relative_to(folder))}
+            {"rfilename": str(path.relative_to(folder)), **(_told(path) if sizes else {})}
             for path in files
         ]
         name = "/".join(parts[:2])
@@ -151,3 +152,15 @@ class _Handler(BaseHTTPRequestHandler):
                 if broken_after is not None:
                     self.close_connection = True
                     return
+
+
+def _told(path: Path) -> dict[str, object]:
+    """Size and checksum, as the hub tells them: large files are kept apart, by SHA-256."""
+    size = path.stat().st_size
+    if size > MAX_HASHED_BYTES:
+        return {"size": size}
+    data = path.read_bytes()
+    if path.suffix in {".safetensors", ".gguf", ".bin"}:
+        sha256 = hashlib.sha256(data).hexdigest()
+        return {"size": size, "lfs": {"sha256": sha256, "size": size, "pointerSize": 134}}
+    return {"size": size, "blobId": hashlib.sha1(b"blob %d\0%b" % (size, data)).hexdigest()}
