@@ -33,7 +33,10 @@ def test_a_bet_on_a_fair_coin_gains_nothing_on_average_over_all_that_can_happen(
 def test_an_unfair_coin_in_the_candidates_favour_gains_less():
     every_sequence = list(itertools.product((-1.0, 1.0), repeat=8))
     weights = [0.4 ** each.count(1.0) * 0.6 ** each.count(-1.0) for each in every_sequence]
-    mean = sum(w * math.exp(log_e_one_by_one(each)) for w, each in zip(weights, every_sequence, strict=True))
+    mean = sum(
+        w * math.exp(log_e_one_by_one(each))
+        for w, each in zip(weights, every_sequence, strict=True)
+    )
     assert mean < 1
 
 
