@@ -17,6 +17,8 @@ from serve_app.domain.units import BP_TOTAL
 TAIL = 0.05
 """The SLO is kept while at most this share of the answers is slower: a P95."""
 _LEAST_ENDED = 8
+_LEAST_SLOW, _CHANCE = 3, 0.01
+"""So many slow answers, with at most this probability if the SLO held, are no chance."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,14 @@ class GateReadings:
     """Highest in the window."""
     offered: float = 0.0
     """Requests that reached the gate in the window and might have gone further down."""
+    duration_s: float | None = None
+    """Mean of the rung's answers; None: it has given none."""
+    evidence_s: float = 0.0
+    """Time since this gate or one above it moved, without that in which a rung had more in flight
+    than its limit: what was turned away then tells of the queue from before, not of the load."""
+    evidence_offered: float = 0.0
     wanted: float = 0.0
-    """Of those since this gate or one above it moved, how many its `keep_bp` would have kept;
-    times when a rung had more in flight than its limit are left out."""
+    """Requests in that time that might have gone further down; and those that `keep_bp` kept."""
     turned: float = 0.0
     """Of `wanted`, how many it passed on because the rung was at its limit."""
     turned_in_window: float = 0.0
@@ -132,11 +139,14 @@ class GateReadings:
     n_answers: int = 0
     """Answers to requests that began after the limit was last changed."""
     n_deep: int = 0
-    """Of those, how many began at `slow_depth` or deeper."""
+    """Of those, how many met `slow_depth` or deeper."""
     n_slow: int = 0
     """Of `n_deep`, how many missed TTFT or TPOT."""
     slow_depth: int | None = None
-    """In flight when slow requests began: nine tenths of them had this many or more."""
+    """In flight for slow requests (TTFT: when they began; TPOT: on average): nine tenths of them
+    had this many or more."""
+    below_misses: bool = False
+    """Whether a cheaper rung misses the SLO now."""
     worst: float | None = None
     """P95 of those answers as a part of its limit, the worse of TTFT and TPOT."""
     ttft_p95_s: float | None = None
@@ -144,6 +154,14 @@ class GateReadings:
     """Of all answers in the window; None without any."""
     window_s: float = 0.0
     """How much of the window has been seen: less at the start."""
+
+
+def is_missed(n_slow: int, n: int) -> bool:
+    """Whether `n_slow` of `n` tell that the SLO is missed: more than 5 %, and hardly by chance."""
+    if n_slow < _LEAST_SLOW or n_slow <= TAIL * n:
+        return False
+    fewer = sum(math.comb(n, k) * TAIL**k * (1 - TAIL) ** (n - k) for k in range(n_slow))
+    return 1 - fewer < _CHANCE
 
 
 def shares_for(

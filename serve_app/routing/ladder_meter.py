@@ -12,15 +12,18 @@ from typing import TypeVar
 
 from serve_app.domain.observation import Observation
 from serve_app.domain.units import BP_TOTAL
-from serve_app.routing.ladder import GateReadings, LadderRules, LadderState
+from serve_app.routing.ladder import GateReadings, LadderRules, LadderState, is_missed
 from serve_app.routing.window import WindowedQuantiles
 
-_DEPTH_SLOT_S = 0.05
-_DEPTH_SLOTS = 4096
+_BEGIN_SLOT_S = 0.05
+_BEGIN_SLOTS = 4096
 """Depths of the last 205 s: how many were in flight when a request began that ends now."""
 _MOST_ANSWERS = 512
 _SLOW_DEPTH = 0.1
 """Slow requests begin deeper than this part of them did."""
+_RECENT = 0.05
+"""Weight of one answer in the running mean of durations."""
+_MOST_EVIDENCE_S = 120.0
 _FULL = 0.75
 """A rung is full while this part of its limit is in flight."""
 Number = TypeVar("Number", int, float)
@@ -31,6 +34,7 @@ class _Answer:
     began_s: float
     ended_s: float
     depth: int | None
+    """In flight on its rung: for a TTFT when it began, for a TPOT on average."""
     part: float
     """Of its limit: above 1 it was too slow."""
 
@@ -58,7 +62,7 @@ class _Times:
 
 
 class _Rung:
-    def __init__(self, rules: LadderRules) -> None:
+    def __init__(self, rules: LadderRules, now_s: float) -> None:
         self.in_flight = 0
         self.peak = self.at_first = 0
         """In flight since they were last read: the most, and then."""
@@ -66,18 +70,28 @@ class _Rung:
         """Since they were last read; `moved_here`: of the started, those that the ladder sent."""
         self.ttft = _Times(rules.ttft_p95_s, rules.window_s)
         self.tpot = _Times(rules.tpot_p95_s, rules.window_s)
-        self._depths = [(-1, 0)] * _DEPTH_SLOTS
+        self.duration_s: float | None = None
+        """Running mean of its answers."""
+        self._area, self._area_at_s = 0.0, now_s
+        """Integral of `in_flight` over time, and up to when."""
+        self._begins = [(-1, 0, 0.0)] * _BEGIN_SLOTS
 
     def start(self, now_s: float) -> None:
+        self._advance(now_s)
         self.started += 1
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
-        slot = int(now_s / _DEPTH_SLOT_S)
-        self._depths[slot % _DEPTH_SLOTS] = (slot, self.in_flight)
+        slot = int(now_s / _BEGIN_SLOT_S)
+        self._begins[slot % _BEGIN_SLOTS] = (slot, self.in_flight, self._area)
 
-    def end(self) -> None:
+    def end(self, now_s: float) -> None:
+        self._advance(now_s)
         self.ended += 1
         self.in_flight = max(0, self.in_flight - 1)
+
+    def _advance(self, now_s: float) -> None:
+        self._area += self.in_flight * (now_s - self._area_at_s)
+        self._area_at_s = now_s
 
     def read(self) -> tuple[int, int, int, int]:
         """Peak, at first, started past the gate and ended, since the last call."""
@@ -88,11 +102,22 @@ class _Rung:
 
     def depth_at(self, began_s: float) -> int | None:
         """In flight when a request began then; None where that is too long ago to be known."""
-        slot = int(began_s / _DEPTH_SLOT_S)
+        begin = self._begin(began_s)
+        return None if begin is None else begin[0]
+
+    def mean_depth_since(self, began_s: float, now_s: float) -> int | None:
+        """In flight on average since a request began then; None likewise."""
+        begin = self._begin(began_s)
+        if begin is None or now_s <= began_s:
+            return None
+        return round((self._area - begin[1]) / (now_s - began_s))
+
+    def _begin(self, began_s: float) -> tuple[int, float] | None:
+        slot = int(began_s / _BEGIN_SLOT_S)
         for near in (slot, slot + 1, slot - 1):  # the two clocks of a request may differ a little
-            known, depth = self._depths[near % _DEPTH_SLOTS]
+            known, depth, area = self._begins[near % _BEGIN_SLOTS]
             if known == near:
-                return depth
+                return depth, area
         return None
 
 
@@ -120,7 +145,7 @@ class LadderMeter:
 
     def __init__(self, rules: LadderRules, now_s: float) -> None:
         self._rules = rules
-        self._rungs = {name: _Rung(rules) for name in rules.rungs}
+        self._rungs = {name: _Rung(rules, now_s) for name in rules.rungs}
         self._routed: Counter[tuple[int, frozenset[int]]] = Counter()
         self._intervals: list[deque[_Interval]] = [deque() for _ in rules.rungs[:-1]]
         self._last_s = now_s
@@ -158,14 +183,16 @@ class LadderMeter:
         rung = self._rungs.get(variant)
         if rung is None:
             return
-        rung.end()
+        rung.end(now_s)
         if observation is None or observation.status >= 400 or not observation.whole:
             return
-        began_s = now_s - observation.duration_s
-        depth = rung.depth_at(began_s)
+        known_s, took_s = rung.duration_s, observation.duration_s
+        rung.duration_s = took_s if known_s is None else known_s + _RECENT * (took_s - known_s)
+        began_s = now_s - took_s
         if not self._tells_first:
-            rung.ttft.add(observation.ttft_s, began_s, depth, now_s)
+            rung.ttft.add(observation.ttft_s, began_s, rung.depth_at(began_s), now_s)
         if observation.tpot_s is not None:
+            depth = rung.mean_depth_since(began_s, now_s)
             rung.tpot.add(observation.tpot_s, began_s, depth, now_s)
 
     def in_flight(self, variant: str) -> int:
@@ -214,14 +241,16 @@ class LadderMeter:
                     ended=ended,
                 )
             )
-            while intervals[0].end_s <= now_s - self._rules.window_s:
+            while intervals[0].end_s <= now_s - _MOST_EVIDENCE_S:
                 intervals.popleft()
         self._last_s = now_s
 
     def _gate(self, state: LadderState, index: int, now_s: float) -> GateReadings:
-        gate, seen = state.gates[index], self._intervals[index]
+        gate, known = state.gates[index], self._intervals[index]
+        seen = [each for each in known if each.end_s > now_s - self._rules.window_s]
         moved_s = max(each.moved_at_s for each in state.gates[: index + 1])
-        recent = [each for each in seen if each.end_s > moved_s and not each.is_draining]
+        since_s = max(moved_s, now_s - self._evidence_s(gate.variant))
+        recent = [each for each in known if each.end_s > since_s and not each.is_draining]
         # by how full it was at first: an end makes it less full, and would leave itself uncounted
         last = seen[-1]
         is_full = gate.limit is not None and last.at_first >= _FULL * gate.limit
@@ -233,6 +262,9 @@ class LadderMeter:
             in_flight=rung.in_flight,
             peak_in_flight=max(each.peak for each in seen),
             offered=sum(each.offered for each in seen),
+            duration_s=rung.duration_s,
+            evidence_s=sum(each.length_s for each in recent),
+            evidence_offered=sum(each.offered for each in recent),
             wanted=sum(each.wanted for each in recent),
             turned=sum(each.turned for each in recent),
             turned_in_window=sum(each.turned for each in seen),
@@ -242,11 +274,23 @@ class LadderMeter:
             n_deep=deep,
             n_slow=slow,
             slow_depth=depth,
+            below_misses=any(self._misses(name, now_s) for name in state.rungs[index + 1 :]),
             worst=max((w for w in map(_p95, told) if w is not None), default=None),
             ttft_p95_s=ttft_s,
             tpot_p95_s=tpot_s,
             window_s=sum(each.length_s for each in seen),
         )
+
+    def _evidence_s(self, variant: str) -> float:
+        """How far back a move down looks: over the time that some answers took, at least."""
+        duration_s = self._rungs[variant].duration_s or 0.0
+        return max(self._rules.window_s, min(3 * duration_s, _MOST_EVIDENCE_S))
+
+    def _misses(self, variant: str, now_s: float) -> bool:
+        """Whether a rung misses the SLO now, whatever the depth at which its requests began."""
+        rung, since_s = self._rungs[variant], now_s - self._rules.window_s
+        told = (times.since(since_s, now_s) for times in (rung.ttft, rung.tpot))
+        return any(is_missed(sum(a.part > 1 for a in each), len(each)) for each in told)
 
 
 def _deep(answers: Sequence[_Answer]) -> tuple[int, int, int | None]:

@@ -11,10 +11,12 @@ Two loops, one inside the other:
 - *Share.* A gate at its limit turns requests away one by one, at once. Where it turns away more
   than a rung that is loaded just to its limit would (Erlang's loss formula), the overload is not
   chance, and the gate keeps less, so that sessions move once and not to and fro. What is turned
-  away while a queue from before drains does not count. It keeps more again only when the rate that
-  reaches it would leave the rung at 85 % of what it was seen to carry, both with the statistical
-  doubt of their counts on the safe side. This margin is the hysteresis. The best rung comes back
-  first: while it does not keep all, those below it do not move up, or the whole ladder would swing.
+  away while a queue from before drains does not count, and a move down takes the evidence of more
+  time than an answer takes: the gates do the work meanwhile. It keeps more again only when the
+  rate that reaches it would leave the rung at 85 % of what it was seen to carry, both with the
+  statistical doubt of their counts on the safe side. This margin is the hysteresis. The best rung
+  comes back first: while it does not keep all, those below it do not move up, or the whole ladder
+  would swing; unless a rung below misses the SLO, which a rung with room above it can help.
 """
 
 import math
@@ -23,20 +25,27 @@ from dataclasses import replace
 from functools import lru_cache
 
 from serve_app.domain.units import BP_TOTAL
-from serve_app.routing.ladder import TAIL, Gate, GateReadings, LadderRules, LadderState
+from serve_app.routing.ladder import (
+    Gate,
+    GateReadings,
+    LadderRules,
+    LadderState,
+    is_missed,
+)
 
-_GROW, _SHRINK, _SHRINK_FAST = 1.1, 0.95, 0.8
+_GROW, _SHRINK, _SHRINK_FAST, _SHRINK_MOST = 1.1, 0.95, 0.8, 0.6
 _BLATANT = 0.25
 """A share of slow answers above which a limit shrinks fast."""
-_LEAST_SLOW, _CHANCE = 3, 0.01
-"""So many slow answers, with at most this probability if the SLO held, are no chance."""
 _REMEMBERED_WINDOWS = 12
 _RELAXED = 0.8
 """A limit grows while the P95 is at most this part of what it may be."""
 _EXCESS = 1.2
 """How many times Erlang's loss a gate turns away before its share moves."""
+_ANSWERS_LONG = 1.5
+"""How many answers' time a move down looks at, at least."""
 _LEAST_WANTED, _SIGMAS = 10, 3
 """So many requests, and so many standard deviations above chance, move a share."""
+_FAR_FROM_FULL = 0.75
 _SETTLED_WINDOWS = 6
 """After so many windows without a move down a lower rung need not wait for those above it."""
 _MEMORY_S = 60.0
@@ -58,7 +67,8 @@ def step(
         gate, why_limit = _with_limit(rules, gate, seen, now_s)
         if gate.limit is None and gates and gates[-1].limit is not None:
             gate = replace(gate, limit=gates[-1].limit, limit_since_s=now_s)
-        may_rise = is_settled or all(above.keep_bp == BP_TOTAL for above in gates)
+        above_keep_all = all(above.keep_bp == BP_TOTAL for above in gates)
+        may_rise = is_settled or above_keep_all or _can_help(gate, seen)
         gate, why_keep = _with_keep(rules, gate, seen, now_s, may_rise)
         gates.append(gate)
         reasons += [f"{gate.variant}: {why}" for why in (why_limit, why_keep) if why]
@@ -80,14 +90,6 @@ def erlang_loss(limit: int) -> float:
     return loss
 
 
-def is_missed(n_slow: int, n: int) -> bool:
-    """Whether `n_slow` of `n` tell that the SLO is missed: more than 5 %, and hardly by chance."""
-    if n_slow < _LEAST_SLOW or n_slow <= TAIL * n:
-        return False
-    fewer = sum(math.comb(n, k) * TAIL**k * (1 - TAIL) ** (n - k) for k in range(n_slow))
-    return 1 - fewer < _CHANCE
-
-
 def _with_capacity(gate: Gate, seen: GateReadings) -> Gate:
     kept = math.exp(-seen.full_s / _MEMORY_S)
     return replace(
@@ -104,7 +106,8 @@ def _with_limit(
         limit = max(1, seen.slow_depth - 1)
         if gate.limit is not None:
             by = _SHRINK_FAST if seen.n_slow > _BLATANT * seen.n_deep else _SHRINK
-            limit = max(1, min(limit, math.ceil(gate.limit * by) - 1))
+            most = max(1, math.ceil(gate.limit * by) - 1)
+            limit = max(min(limit, most), math.floor(gate.limit * _SHRINK_MOST), 1)
         if limit == gate.limit:
             return gate, ""
         answers = f"{seen.n_slow} of {seen.n_deep} answers at {seen.slow_depth} in flight or more"
@@ -141,7 +144,10 @@ def _with_keep(
 
 def _lower(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) -> int | None:
     """What to keep where chance alone would not turn so many away; None: no reason to move."""
-    is_due = now_s - gate.moved_at_s >= rules.down_dwell_s
+    # an engine that has just been filled finishes nothing for as long as an answer takes
+    is_due = seen.duration_s is not None and seen.evidence_s >= max(
+        rules.down_dwell_s, _ANSWERS_LONG * seen.duration_s
+    )
     if gate.limit is None or seen.wanted < _LEAST_WANTED or not is_due:
         return None
     lost = seen.turned / seen.wanted
@@ -151,7 +157,17 @@ def _lower(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) -> 
         return None
     # what it takes when it turns no more away than by chance, and a little less: it is overloaded
     kept_bp = gate.keep_bp * (1 - lost) * (1 + by_chance / 2)
+    carried_per_s = gate.capacity_per_s()
+    if carried_per_s is not None:
+        kept_bp = max(kept_bp, BP_TOTAL * carried_per_s * seen.evidence_s / seen.evidence_offered)
     return max(round(kept_bp), gate.keep_bp - rules.down_bp, 0)
+
+
+def _can_help(gate: Gate, seen: GateReadings) -> bool:
+    """Whether a cheaper rung misses the SLO while this one has been far from full."""
+    return seen.below_misses and (
+        gate.limit is None or seen.peak_in_flight <= _FAR_FROM_FULL * gate.limit
+    )
 
 
 def _higher(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) -> int | None:
@@ -162,7 +178,9 @@ def _higher(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) ->
     room_bp = 0.0
     carried_per_s = gate.capacity_per_s(_Z)
     if carried_per_s is not None:
-        room_bp = rules.clear_bp * carried_per_s / most_per_s
+        # where a cheaper rung misses the SLO, no room is left unused for the sake of calm
+        clear_bp = BP_TOTAL if _can_help(gate, seen) else rules.clear_bp
+        room_bp = clear_bp * carried_per_s / most_per_s
     if gate.limit is None or seen.peak_in_flight <= gate.limit / 2:
         # it was never even half full: whatever its capacity was thought to be, there is more
         room_bp = max(room_bp, gate.keep_bp + rules.up_bp)

@@ -36,7 +36,7 @@ def hindsight(
     best: Outcome | None = None
     for tried in _candidates(trace, fleet, rungs, limits):
         played = play(trace, fleet, partial(_overflow, rungs, tried))
-        found = outcome("best possible, in hindsight", played, limits, quality)
+        found = outcome("best in hindsight", played, limits, quality)
         if found.n_violations <= most_violations and (best is None or found.quality > best.quality):
             best = found
     return best

@@ -85,7 +85,7 @@ class Ladder:
         n_routers: int = 1,
         tick_s: float = 0.25,
     ) -> None:
-        self.tick_s = tick_s
+        self.tick_s: float | None = tick_s
         self.loops = [LadderLoop(clock, tick_s=None) for _ in range(n_routers)]
         for loop in self.loops:
             loop.configure(config)
