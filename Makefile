@@ -12,6 +12,11 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_SERVE_ENABLE_HA_PROXY ?= 1
 export RAY_SERVE_THROUGHPUT_OPTIMIZED ?= 1
 export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
+# HAProxy keeps no place for an hour for a client that stops in the middle of a body (decision 0021),
+# and ends no stream of an hour when a replica comes or goes (decision 0022).
+export RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S ?= 60
+export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S ?= 3600
+export RAY_SERVE_PORT_QUARANTINE_S ?= 150
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 

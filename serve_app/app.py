@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config.schema import RouterArgs, VariantArgs
+from serve_app.config.serve_file import STOP_S
 from serve_app.serving.placement import actor_options
 from serve_app.serving.start import require_planned_share
 from serve_app.serving.variant_router import VariantRouter as _VariantRouter
@@ -17,7 +18,7 @@ from serve_app.serving.variant_server import preflight_if_local
 _OPTIONS = {
     "health_check_period_s": 2,
     "health_check_timeout_s": 10,
-    "graceful_shutdown_timeout_s": 30,
+    "graceful_shutdown_timeout_s": STOP_S,
     "ray_actor_options": {"num_cpus": 0},
 }
 # Names of the deployments, as the file's `deployments` sections use them.

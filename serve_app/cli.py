@@ -21,6 +21,14 @@ app = typer.Typer(
 )
 
 
+bench = typer.Typer(help="Measure what QuanTile itself costs.", no_args_is_help=True)
+
+
+@bench.callback()
+def _bench() -> None:
+    """Keeps `overhead` a command of its own, though it is the only one."""
+
+
 @app.command()
 def demo(
     config: Annotated[Path, typer.Option(help="The Serve config to run.")] = Path(
@@ -100,6 +108,7 @@ def check(
 
 def _mount() -> None:
     from loadtests import cli as loads
+    from loadtests.relay_bench.overhead import overhead
     from serve_app.calibrate.cli import calibrate
     from serve_app.doctor.cli import doctor
     from serve_app.evaluate.cli import evaluate
@@ -109,6 +118,7 @@ def _mount() -> None:
     from serve_app.quantize.cli import gate, quantize
     from serve_app.recommend.cli import recommend
     from serve_app.reference.cli import app as reference_app
+    from serve_app.tenants_cli import keys
 
     commands: tuple[Callable[..., None], ...] = (
         *(doctor, plan, calibrate, quantize, gate, recommend, pipeline, family),
@@ -118,6 +128,9 @@ def _mount() -> None:
         app.command()(command)
     app.command("eval")(evaluate)
     app.add_typer(reference_app, name="reference")
+    app.add_typer(keys, name="keys")
+    bench.command()(overhead)
+    app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serve_app.config.parse import parse, read_yaml
+from serve_app.config.resilience import check_drain
 from serve_app.config.scaling import check_scaling
 from serve_app.config.schema import RouterArgs, RouterUserConfig, VariantArgs
 from serve_app.domain.errors import ConfigError
@@ -13,6 +14,8 @@ from serve_app.domain.traffic import AliasRules
 VARIANT_IMPORT = "serve_app.app:variant"
 ROUTER_IMPORT = "serve_app.app:router"
 ROUTE_PREFIX = "/variants/"
+STOP_S = 30.0
+"""Serve's time for a replica to end, where the file does not say."""
 
 
 def load_serve_file(path: Path) -> dict[str, Any]:
@@ -49,6 +52,7 @@ def check_serve_content(
     router = parse(RouterArgs, routers[0].get("args") or {}, where=f"{path}: router args")
     _check_port(router, content, path)
     user_config = router_user_config(routers[0], path)
+    _check_drain(routers[0], user_config, path)
     aliases = router_aliases(routers[0], router, path)
     served = [args.name for args in variants]
     for name in served:
@@ -89,6 +93,15 @@ def _check_port(router: RouterArgs, content: dict[str, Any], path: Path) -> None
         )
 
 
+def _check_drain(router: dict[str, Any], config: RouterUserConfig, path: Path) -> None:
+    settings = _router_deployment(router, path) or {}
+    stop_s = settings.get("graceful_shutdown_timeout_s", STOP_S)
+    try:
+        check_drain(config.resilience, float(stop_s))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def _variant(application: dict[str, Any], path: Path) -> VariantArgs:
     where = f"{path}: application {application.get('name')!r}"
     args = parse(VariantArgs, application.get("args") or {}, where=f"{where} args")
@@ -122,11 +135,15 @@ def router_aliases(router: dict[str, Any], args: RouterArgs, path: Path) -> dict
 
 def router_user_config(router: dict[str, Any], path: Path) -> RouterUserConfig:
     """The `user_config` of the router's application. Raises ConfigError if it has none."""
-    for deployment in _mappings(router.get("deployments") or [], f"{path}: router deployments"):
-        if deployment.get("name") == "VariantRouter" and deployment.get("user_config"):
-            where = f"{path}: user_config"
-            return parse(RouterUserConfig, deployment["user_config"], where=where)
-    raise ConfigError(f"{path}: the deployment VariantRouter needs a user_config with a split")
+    deployment = _router_deployment(router, path)
+    if deployment is None or not deployment.get("user_config"):
+        raise ConfigError(f"{path}: the deployment VariantRouter needs a user_config with a split")
+    return parse(RouterUserConfig, deployment["user_config"], where=f"{path}: user_config")
+
+
+def _router_deployment(router: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    deployments = _mappings(router.get("deployments") or [], f"{path}: router deployments")
+    return next((each for each in deployments if each.get("name") == "VariantRouter"), None)
 
 
 def _mappings(items: list[Any], where: str) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from serve_app.serving.shadow_tap import Tap
 from serve_app.serving.watch import Watch
 from serve_app.telemetry.meters import Meters
 
-HTTP_OK = 200
+HTTP_OK, HTTP_BAD_REQUEST = 200, 400
 STARTED = "quantile.answer_started"
 """Set in a scope once its answer has begun: from then on there is no other answer to give."""
 
@@ -103,6 +103,10 @@ class RequestPath:
             },
         }
 
+    def identify(self, scope: Scope) -> None:
+        """Whether the caller may ask anything. Raises InvalidKeyError, HeadersTooLargeError."""
+        self._admission.identify(scope)
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request that is to be relayed. Raises the errors of `QuantileError`."""
         deadline_s = self._attempts.deadline_s(scope["headers"], self._clock())
@@ -172,7 +176,9 @@ class RequestPath:
             flight.over(seen)
             if tap is not None:
                 tap.ended(seen.status, seen.whole, seen.ttft_s, seen.duration_s)
-            if seen.whole:
+            if status >= HTTP_BAD_REQUEST:
+                ticket.settle(0, 0)
+            elif seen.whole:
                 ticket.settle(seen.prompt_tokens, seen.completion_tokens)
 
     def _tap(self, asked: "_Asked", variant: str) -> Tap | None:

@@ -121,15 +121,18 @@ class RouterApp:
             await self._ready(send)
         elif path == _STATUS:
             _require_method(method, "GET", path)
+            self._path.identify(scope)
             await self._status(send)
         elif path == OPENAPI_PATH:
             _require_method(method, "GET", path)
             await self._answer(send, 200, openapi_document())
         elif path == _MODELS:
             _require_method(method, "GET", path)
+            self._path.identify(scope)
             await self._answer(send, 200, model_list(self._path.rules(), self._directory))
         elif path.startswith(f"{_MODELS}/"):
             _require_method(method, "GET", path)
+            self._path.identify(scope)
             name = path.removeprefix(f"{_MODELS}/")
             await self._answer(send, 200, model_entry(name, self._path.rules(), self._directory))
         else:

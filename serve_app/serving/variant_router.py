@@ -9,7 +9,7 @@ from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.config.secrets import internal_token
 from serve_app.domain.errors import ConfigError
 from serve_app.engines.engine import ASGIApp
-from serve_app.serving.relay import IngressRelay
+from serve_app.serving.relay import IngressRelay, Relay
 from serve_app.serving.router_app import RouterApp
 from serve_app.telemetry.meters import serve_meters
 
@@ -25,10 +25,13 @@ class VariantRouter:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once, in the loop that serves requests, before `reconfigure`."""
-        args = self._args
-        relay = IngressRelay(args.ingress_url, internal_token(), args.connect_timeout_s)
-        self._app = RouterApp(args, relay, serve_meters(), in_serve=True)
+        relay = self.make_relay(internal_token())
+        self._app = RouterApp(self._args, relay, serve_meters(), in_serve=True)
         return self._app
+
+    def make_relay(self, token: str) -> Relay:
+        """The way to the variants."""
+        return IngressRelay(self._args.ingress_url, token, self._args.connect_timeout_s)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve at the start and at every change of `user_config`.

@@ -64,7 +64,7 @@ def test_a_sound_file(serve_file, check):
     ("changes", "said"),
     [
         ({"method": "int8_w8a8"}, "declares int8_w8a8, but the checkpoint is gptq W4A16 g128"),
-        ({"methd": "gptq"}, "methd is not a known key; known here: checkpoint, engine, "),
+        ({"methd": "gptq"}, "methd is not a known key; known here: aliases, checkpoint, engine, "),
         ({"checkpoint": "/nowhere/[red]x"}, "'/nowhere/[red]x' is not a checkpoint: need a folder"),
     ],
 )
