@@ -28,6 +28,8 @@ class EngineSpec:
     served_names: tuple[str, ...]
     checkpoint_dir: Path | None
     settings: EngineSettings
+    model_uri: str | None = None
+    """What the engine's own loader streams the model from, in place of a folder."""
 
 
 @dataclass(frozen=True)

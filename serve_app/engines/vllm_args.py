@@ -50,7 +50,7 @@ def server_arguments(spec: EngineSpec) -> argparse.Namespace:
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     _check_names(spec.settings.engine_args, set(actions))
     values = {
-        "model": str(spec.checkpoint_dir),
+        "model": spec.model_uri or str(spec.checkpoint_dir),
         "served_model_name": list(spec.served_names),
         **{name: getattr(spec.settings, name) for name in _TYPED},
         **spec.settings.engine_args,

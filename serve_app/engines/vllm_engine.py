@@ -165,8 +165,8 @@ async def start(spec: EngineSpec) -> VllmEngine:
     except Exception as error:
         await stack.aclose()
         raise EngineError(
-            f"vLLM did not start on {spec.checkpoint_dir}: {error}; the cause is above in this "
-            "replica's log"
+            f"vLLM did not start on {spec.model_uri or spec.checkpoint_dir}: {error}; the cause is "
+            "above in this replica's log"
         ) from error
     return VllmEngine(client, app, stack, facts)
 

@@ -1,7 +1,9 @@
 """The deployment class of one quantization variant: preflight, engine, application, health."""
 
 import asyncio
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from serve_app.config.schema import VariantArgs
@@ -20,8 +22,11 @@ from serve_app.store.fetch import fetch_checkpoint, is_remote
 from serve_app.store.inspect import inspect_checkpoint
 from serve_app.store.seal import require_sealed
 from serve_app.store.source import open_source
+from serve_app.store.stream import is_streamed, stream_uri
 from serve_app.telemetry.engine_metrics import EngineMetrics, keep_copying
 from serve_app.telemetry.metrics import LoadMetrics, ServeLoadMetrics, ServeMemoryMetrics
+
+logger = logging.getLogger("ray.serve")
 
 LOAD_INTERVAL_S = 2.0
 """Between two samples of how busy the engine is; Ray hands them on every ten seconds or less."""
@@ -35,6 +40,8 @@ def preflight(args: VariantArgs) -> tuple[Path | None, Checkpoint]:
     passed the correctness gate. Raises CheckpointError. A fake engine has no checkpoint.
     """
     if args.engine.kind == "fake":
+        return None, inspect_variant(args)
+    if is_streamed(args.checkpoint, args.engine.engine_args):
         return None, inspect_variant(args)
     if is_remote(args.checkpoint):
         folder = fetch_checkpoint(args.checkpoint)
@@ -71,6 +78,15 @@ def preflight_if_local(args: VariantArgs) -> None:
         preflight(args)
 
 
+def engine_spec(args: VariantArgs, names: tuple[str, ...], folder: Path | None) -> EngineSpec:
+    """What to start. Raises ConfigError or CheckpointError for weights that cannot be streamed."""
+    spec = EngineSpec(names, folder, args.engine)
+    if is_streamed(args.checkpoint, args.engine.engine_args):
+        logger.warning("%s: vLLM streams %s, unverified", args.name, args.checkpoint)
+        return replace(spec, model_uri=stream_uri(args.checkpoint))
+    return spec
+
+
 class VariantServer:
     """One replica of one variant. Ray Serve makes it, asks its health, and ends it."""
 
@@ -100,7 +116,8 @@ class VariantServer:
         token = internal_token()
         models = (args.model, *args.aliases)
         names = (*(f"{model}{PIN_SEPARATOR}{args.name}" for model in models), *models)
-        engine = self._engine = await self._start(EngineSpec(names, folder, args.engine))
+        spec = await asyncio.to_thread(engine_spec, args, names, folder)
+        engine = self._engine = await self._start(spec)
         card = VariantCard(
             name=args.name,
             method=args.method,
@@ -127,7 +144,8 @@ class VariantServer:
         """
         if spec.settings.kind == "fake":
             return await start_engine(spec)
-        facts = checkpoint_facts(str(spec.checkpoint_dir), dtype_bytes(spec.settings))
+        place = self._args.checkpoint if spec.checkpoint_dir is None else str(spec.checkpoint_dir)
+        facts = checkpoint_facts(place, dtype_bytes(spec.settings))
         metrics = ServeMemoryMetrics(self._args.name)
         engine, watch = await start_in_turn(self._args, spec, facts, metrics)
         self._watch = watch.start()

@@ -21,7 +21,7 @@ from serve_app.store.progress import Progress, terminal_progress
 from serve_app.store.pull import PullSettings, Remote, into_cache, into_folder
 from serve_app.store.push import Pushed, push
 from serve_app.store.s3 import S3Source
-from serve_app.store.source import S3, LocalSource, Source
+from serve_app.store.source import S3
 from serve_app.store.sweep import Limits, Verdict, sweep
 from serve_app.store.transfer import MAX_CONCURRENCY, TransferSettings
 
@@ -215,14 +215,18 @@ def _list_cache(table: Table, cache: Cache) -> None:
     table.add_column("in use")
     table.add_column("name")
     for entry in cache.entries():
-        scheme = "unfinished"
-        if entry.is_whole:
-            source: Source = LocalSource(cache.root / entry.name)
-            scheme = inspect_checkpoint(source).scheme.describe()
+        scheme = _scheme(cache.root / entry.name) if entry.is_whole else "unfinished"
         table.add_row(
             *(scheme, f"{entry.n_bytes:,}", _age(time.time() - entry.used_unix_s)),
             *("yes" if cache.is_used(entry) else "no", str(entry.name)),
         )
+
+
+def _scheme(folder: Path) -> str:
+    try:
+        return inspect_checkpoint(folder).scheme.describe()
+    except CheckpointError:  # no reason not to show the rest
+        return "not known"
 
 
 def _bucket_place(uri: str) -> S3Place:

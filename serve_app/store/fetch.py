@@ -7,9 +7,9 @@ from serve_app.domain.errors import CheckpointError
 from serve_app.store.cache import Cache, Entry, Lease
 from serve_app.store.manifest import read_manifest, verify
 from serve_app.store.place import s3_place
-from serve_app.store.progress import LogProgress
+from serve_app.store.progress import LogProgress, Progress
 from serve_app.store.pull import PullSettings, into_cache
-from serve_app.store.source import HUB, S3
+from serve_app.store.source import GGUF_SUFFIX, HUB, S3
 
 _leases: list[Lease] = []
 """What this process serves: it stays in the cache until the process ends."""
@@ -32,7 +32,7 @@ def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Path:
     settings = PullSettings(progress=LogProgress(logging.getLogger("ray.serve")))
     lease = into_cache(uri, cache, settings)
     try:
-        _verify(lease)
+        _verify(lease, settings.progress)
     except CheckpointError as error:
         lease.release()
         settings.progress.said(f"{error}; downloading it anew")
@@ -41,24 +41,27 @@ def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Path:
                 f"{error}; another process of this node uses the folder: end it first"
             ) from None
         lease = into_cache(uri, cache, settings)
-        _verify(lease)
+        _verify(lease, settings.progress)
     _leases.append(lease)
     return lease.folder
 
 
 def require_immutable(uri: str) -> None:
     """Refuse a name whose bytes may differ from one replica to the next. Raises CheckpointError."""
-    if uri.startswith(S3) and s3_place(uri).digest is None:
+    place = uri.rpartition("/")[0] if uri.endswith(GGUF_SUFFIX) else uri
+    if uri.startswith(S3) and s3_place(place).digest is None:
+        name = s3_place(place).uri
         raise CheckpointError(
-            f"{uri} may change while replicas come and go: need {uri.rstrip('/')}@<digest>; "
-            f"`quantile store list {uri}` shows which there are, `quantile store push` makes one"
+            f"{uri} may change while replicas come and go: need {name}@<digest>; `quantile store "
+            f"list {name}` shows which there are, `quantile store push` makes one"
         )
 
 
-def _verify(lease: Lease) -> None:
+def _verify(lease: Lease, progress: Progress) -> None:
     if lease.is_fresh:
         return
     manifest = read_manifest(lease.folder)
     if manifest is None or manifest.digest() != lease.digest:
         raise CheckpointError(f"{lease.folder} has another manifest than its name says")
-    verify(lease.folder, manifest)
+    advance = progress.moving(f"verify {lease.folder}", manifest.total_bytes)
+    verify(lease.folder, manifest, advance)

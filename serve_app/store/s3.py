@@ -37,7 +37,7 @@ _FIXES = {
     "InvalidAccessKeyId": f"these credentials are unknown there: {_CREDENTIALS}",
     "SignatureDoesNotMatch": f"the secret key is wrong: {_CREDENTIALS}",
     "ExpiredToken": "the credentials have expired: renew them",
-    "NoSuchKey": "it was deleted meanwhile: check the prefix",
+    "NoSuchKey": "it was deleted meanwhile, or never was: check the prefix",
     "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }

@@ -32,6 +32,8 @@ class HubState:
     """Address of the store that holds the large files, as the hub's own does."""
     failures: int = 0
     """So many reads of files fail before one succeeds."""
+    lies: bool = False
+    """The checksums that it tells are of something else."""
     broken_after: int | None = None
     """Bytes of a body after which the connection closes."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -80,7 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         siblings = [
-            {"rfilename": str(path.relative_to(folder)), **(_told(path) if sizes else {})}
+            {
+                "rfilename": str(path.relative_to(folder)),
+                **(_told(path, self.state.lies) if sizes else {}),
+            }
             for path in files
         ]
         name = "/".join(parts[:2])
@@ -154,12 +159,12 @@ class _Handler(BaseHTTPRequestHandler):
                     return
 
 
-def _told(path: Path) -> dict[str, object]:
+def _told(path: Path, lies: bool) -> dict[str, object]:
     """Size and checksum, as the hub tells them: large files are kept apart, by SHA-256."""
     size = path.stat().st_size
     if size > MAX_HASHED_BYTES:
         return {"size": size}
-    data = path.read_bytes()
+    data = b"x" * size if lies else path.read_bytes()
     if path.suffix in {".safetensors", ".gguf", ".bin"}:
         sha256 = hashlib.sha256(data).hexdigest()
         return {"size": size, "lfs": {"sha256": sha256, "size": size, "pointerSize": 134}}
