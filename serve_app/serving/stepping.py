@@ -1,4 +1,4 @@
-"""Run a coroutine's first step where it is made, and leave the rest, if any, to a task.
+"""What is left of a coroutine whose first step was run where it was made: a task takes it over.
 
 An ASGI `send()` hardly ever waits: it does so only when the client is slower than the stream.
 Stepped from the callback that brought the bytes, it costs no wake-up of the request's task, which
@@ -33,12 +33,3 @@ class Suspended:
                     waits_for = self._coroutine.send(value)
             except StopIteration:
                 return
-
-
-def step(coroutine: Coroutine[Any, Any, None]) -> Suspended | None:
-    """Run `coroutine` until it ends (None) or waits. Raises what it raises."""
-    try:
-        waits_for = coroutine.send(None)
-    except StopIteration:
-        return None
-    return Suspended(coroutine, waits_for)

@@ -15,7 +15,7 @@ from typing import Any
 import httptools
 
 from serve_app.serving.http import Headers
-from serve_app.serving.stepping import Suspended, step
+from serve_app.serving.stepping import Suspended
 
 Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 """Takes a piece of a body; waits when whoever is behind it is slow."""
@@ -49,10 +49,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.idle = False
         self._pool = pool
-        self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes] = []  # one list for good: `on_body` is its append()
         self._buffered_bytes = 0
         self._dry_bytes = 0
         self._paused = False
@@ -66,6 +65,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink_error: Exception | None = None
         self._suspended: Suspended | None = None
         self._in_sink = False
+        self.on_body = self._chunks.append
+        """httptools calls it for each piece of the body: no frame of ours for that."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
 
     # asyncio's callbacks
 
@@ -85,18 +88,20 @@ class UpstreamConnection(asyncio.Protocol):
                 self._pool.forget(self)
                 self.close()
             return
-        self._dry_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse_rest()
-        if self._dry_bytes > _MAX_DRY_BYTES:
-            self._refuse_rest()
-        if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
-            self._paused = True
-            self._transport.pause_reading()
-        if self._sink is not None and self._chunks and self._sleeper() is not None:
+        chunks = self._chunks
+        if not chunks:
+            self._count_dry(len(data))
+        elif self._sink is not None and self._waiter is not None and not self._waiter.done():
+            self._dry_bytes = 0
             self._step_sink(self._sink)
+            if not (self._done or self._lost or self._suspended or self._sink_error):
+                return  # nothing is left to do: the task sleeps on
+        else:
+            self._count_buffered(len(data))
         if self._chunks or self._done or self._lost or self._needs_task():
             self._wake()
 
@@ -142,12 +147,6 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._head_done = True
             self._framed = self._framed or self.status in _BODILESS
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        self._dry_bytes = 0
-        self._chunks.append(body)
-        self._buffered_bytes += len(body)
 
     def on_message_complete(self) -> None:
         """The body is whole; only now does the parser know whether the connection stays."""
@@ -230,10 +229,32 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _step_sink(self, sink: Sink) -> None:
         """Give the sink what came; only while the task sleeps, so pieces keep their order."""
+        chunks = self._chunks
+        piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        coroutine = sink(piece)
         try:
-            self._suspended = step(sink(self._take()))
+            waits_for = coroutine.send(None)
+        except StopIteration:
+            return
         except Exception as error:
             self._sink_error = error
+        else:
+            self._suspended = Suspended(coroutine, waits_for)
+
+    def _count_dry(self, n_bytes: int) -> None:
+        """Bytes without any of a body have come: heads, chunk extensions, trailers."""
+        self._dry_bytes += n_bytes
+        if self._dry_bytes > _MAX_DRY_BYTES:
+            self._refuse_rest()
+
+    def _count_buffered(self, n_bytes: int) -> None:
+        """Bytes have come that nobody takes now; their framing is counted with them."""
+        self._dry_bytes = 0
+        self._buffered_bytes += n_bytes
+        if self._buffered_bytes > _HIGH_WATER_BYTES and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
 
     def _sleeper(self) -> asyncio.Future[None] | None:
         """What the task sleeps on; None if it runs, or is woken and has work that comes first."""
@@ -294,6 +315,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.status, self.headers, self.reused = 0, [], True
         self._dry_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
         self._asked = self._framed = self._head_done = self._done = self._keep_alive = False
 
     async def _wait(self) -> None:
