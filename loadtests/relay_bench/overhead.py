@@ -74,8 +74,8 @@ def overhead(
     """Measure what the router costs: CPU per token, added TTFT, streams/s, side by side.
 
     Ways: direct, one HAProxy pass, the router in a Serve replica, the same behind Serve's ingress,
-    the same over Serve handles, and on request its peers. Serve must not run here: the benchmark
-    runs its own. Exit status: 0 every budget that was measured is kept, 1 one is missed.
+    the same over Serve handles, and on request its peers. It runs a Serve of its own, beside any
+    other. Exit status: 0 every budget that was measured is kept, 1 one is missed.
 
     Examples:
 

@@ -49,7 +49,7 @@ class Peer:
 
 
 PEERS = (
-    Peer(LITELLM, ("litellm[proxy]==1.109.1",)),
+    Peer(LITELLM, ("litellm[proxy]==1.108.7",)),
     Peer(SGLANG, ("sglang-router==0.3.2",)),
 )
 

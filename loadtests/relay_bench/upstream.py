@@ -10,6 +10,8 @@ import json
 import sys
 from typing import Any
 
+import httptools
+
 TOKEN = b" tok"
 """The text of each token; clients count it."""
 NAME = "fake"
@@ -75,7 +77,9 @@ class Upstream(asyncio.Protocol):
     def __init__(self, ttft_s: float, itl_s: float) -> None:
         self._ttft_s, self._itl_s = ttft_s, itl_s
         self._loop = asyncio.get_running_loop()
-        self._seen = bytearray()
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = b""
+        self._body = bytearray()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._left = 0
@@ -91,17 +95,29 @@ class Upstream(asyncio.Protocol):
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request that is whole."""
-        self._seen += data
-        while (end := self._seen.find(b"\r\n\r\n")) >= 0:
-            head = bytes(self._seen[:end]).lower()
-            size = _content_length(head)
-            if len(self._seen) < end + 4 + size:
-                return
-            body = bytes(self._seen[end + 4 : end + 4 + size])
-            path = bytes(self._seen[:end]).split(b" ", 2)[1]
-            del self._seen[: end + 4 + size]
-            self._answer(path, body)
+        """Answer each request that is whole; whoever tries another protocol is left alone."""
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            assert self._transport is not None
+            self._transport.close()
+
+    # httptools' callbacks
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        self._path += url
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the request's body."""
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        path, body = self._path, bytes(self._body)
+        self._path = b""
+        self._body.clear()
+        self._answer(path, body)
 
     def _answer(self, path: bytes, body: bytes) -> None:
         if not path.endswith(b"/chat/completions"):
@@ -111,7 +127,8 @@ class Upstream(asyncio.Protocol):
         if not asked.get("stream"):
             self._say_json(_whole(asked))
             return
-        self._left = int(asked["max_tokens"])
+        # Gateways may rename what they pass on, as OpenAI did.
+        self._left = int(asked.get("max_completion_tokens") or asked["max_tokens"])
         self._due_s = self._loop.time() + self._ttft_s
         self._timer = self._loop.call_at(self._due_s, self._first)
 
@@ -137,13 +154,6 @@ class Upstream(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
         self._transport.write(data)
-
-
-def _content_length(head: bytes) -> int:
-    for line in head.split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            return int(line.split(b":")[1])
-    return 0
 
 
 def _whole(asked: dict[str, Any]) -> dict[str, Any]:
