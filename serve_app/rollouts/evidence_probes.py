@@ -87,7 +87,8 @@ class ProbeEvidence:
 
         async def ask(prompt: Prompt) -> None:
             try:
-                self._found.append(await self._pair(prompt))
+                pair = await self._pair(prompt)
+                self._found.append(pair)  # not in one line: `take` puts another list there
             except LimitedError:
                 self._n_limited += 1
             finally:
