@@ -34,6 +34,7 @@ class Settings:
     tokens: int
     ttft_ms: float
     itl_ms: float
+    steps: bool
     peers: bool
     engine: str | None
     engine_config: str
@@ -53,6 +54,13 @@ def overhead(
     tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
     ttft_ms: Annotated[float, typer.Option(min=0, help="The variant's time to first token.")] = 50,
     itl_ms: Annotated[float, typer.Option(min=0.1, help="The variant's time per token.")] = 20,
+    steps: Annotated[
+        bool,
+        typer.Option(
+            help="Tokens of all streams at the same moments, as engines that batch send them; "
+            "--no-steps: each stream at its own, which costs relays most."
+        ),
+    ] = True,
     peers: Annotated[
         bool,
         typer.Option(
@@ -87,7 +95,8 @@ def overhead(
     folder = (out or Path("reports") / f"overhead-{stamp}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(
-        *(rounds, tuple(clients), tokens, ttft_ms, itl_ms, peers, engine, str(engine_config))
+        *(rounds, tuple(clients), tokens, ttft_ms, itl_ms, steps),
+        *(peers, engine, str(engine_config)),
     )
     findings = run(settings, folder, Console())
     raise typer.Exit(int(any(each.verdict is Verdict.MISSED for each in findings)))
@@ -140,7 +149,9 @@ def all_ways(settings: Settings, folder: Path) -> Iterator[list[Way]]:
     from loadtests.relay_bench.peers import PEERS, peer_way
 
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(upstream(folder, settings.ttft_ms, settings.itl_ms))
+        port = stack.enter_context(
+            upstream(folder, settings.ttft_ms, settings.itl_ms, in_steps=settings.steps)
+        )
         yardstick_port, yardstick_pid = stack.enter_context(plain_haproxy(folder, port))
         pass_port, pass_pid = stack.enter_context(plain_haproxy(folder, port))
         ways = [Way(DIRECT, port, CHAT), Way(HAPROXY, yardstick_port, CHAT, (yardstick_pid,))]

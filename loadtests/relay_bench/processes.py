@@ -99,10 +99,12 @@ def tail(log: Path, n_lines: int = 20) -> str:
 
 
 @contextlib.contextmanager
-def upstream(folder: Path, ttft_ms: float, itl_ms: float) -> Iterator[int]:
+def upstream(
+    folder: Path, ttft_ms: float, itl_ms: float, *, in_steps: bool = True
+) -> Iterator[int]:
     """The variant behind every way; yields its port."""
     port, log = free_port(), folder / "upstream.log"
-    words = [str(port), str(ttft_ms), str(itl_ms)]
+    words = [str(port), str(ttft_ms), str(itl_ms), "steps" if in_steps else "apart"]
     command = [sys.executable, "-m", "loadtests.relay_bench.upstream", *words]
     with running(command, log) as process:
         wait_for_port(process, port, log)

@@ -1,8 +1,11 @@
 """The variant that every way leads to: streams tokens at the pace of a GPU, and costs little.
 
 A process of its own, so that its work is in nobody's figures:
-`python -m loadtests.relay_bench.upstream PORT TTFT_MS ITL_MS`. It answers as vLLM does: one server
-sent event in one chunk per token, `[DONE]` at the end, and whatever gateways ask of a worker.
+`python -m loadtests.relay_bench.upstream PORT TTFT_MS ITL_MS steps|apart`. It answers as vLLM does:
+one server-sent event in one chunk per token, `[DONE]` at the end, and whatever gateways ask of a
+worker. An engine that batches ends a step for all its streams at once: `steps` sends the tokens of
+all streams at the same moments, each stream's first at its own. `apart` gives each stream moments
+of its own, which costs every relay most: each token wakes it alone, with cold caches.
 """
 
 import asyncio
@@ -71,11 +74,28 @@ _PIECE = chunk(event({"content": TOKEN.decode()}))
 _END = chunk(event({}, "stop")) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
+class Steps:
+    """The engine's clock: every `itl_s` each running stream gets a token."""
+
+    def __init__(self, itl_s: float) -> None:
+        self.running: set[Upstream] = set()
+        self._itl_s = itl_s
+        self._loop = asyncio.get_running_loop()
+        self._due_s = self._loop.time()
+        self._step()
+
+    def _step(self) -> None:
+        for stream in tuple(self.running):
+            stream.token()
+        self._due_s += self._itl_s
+        self._loop.call_at(self._due_s, self._step)
+
+
 class Upstream(asyncio.Protocol):
     """One connection; requests on it are answered in turn."""
 
-    def __init__(self, ttft_s: float, itl_s: float) -> None:
-        self._ttft_s, self._itl_s = ttft_s, itl_s
+    def __init__(self, ttft_s: float, itl_s: float, steps: Steps | None) -> None:
+        self._ttft_s, self._itl_s, self._steps = ttft_s, itl_s, steps
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._path = b""
@@ -93,6 +113,8 @@ class Upstream(asyncio.Protocol):
         """Stop what streams."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._steps is not None:
+            self._steps.running.discard(self)
 
     def data_received(self, data: bytes) -> None:
         """Answer each request that is whole; whoever tries another protocol is left alone."""
@@ -134,17 +156,23 @@ class Upstream(asyncio.Protocol):
 
     def _first(self) -> None:
         self._write(_HEAD + _ROLE)
-        self._token()
+        self.token()
+        if self._steps is not None and self._left:
+            self._steps.running.add(self)
 
-    def _token(self) -> None:
+    def token(self) -> None:
+        """Send the next token, and what ends the stream after the last."""
         self._left -= 1
         if not self._left:
             self._timer = None
             self._write(_PIECE + _END)
+            if self._steps is not None:
+                self._steps.running.discard(self)
             return
         self._write(_PIECE)
-        self._due_s += self._itl_s
-        self._timer = self._loop.call_at(self._due_s, self._token)
+        if self._steps is None:
+            self._due_s += self._itl_s
+            self._timer = self._loop.call_at(self._due_s, self.token)
 
     def _say_json(self, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -169,11 +197,13 @@ def _whole(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def serve(port: int, ttft_ms: float, itl_ms: float) -> None:
+async def serve(port: int, ttft_ms: float, itl_ms: float, *, in_steps: bool) -> None:
     """Serve until the process ends; says `ready` once it listens."""
     loop = asyncio.get_running_loop()
+    ttft_s, itl_s = ttft_ms / 1e3, itl_ms / 1e3
+    steps = Steps(itl_s) if in_steps else None
     server = await loop.create_server(
-        lambda: Upstream(ttft_ms / 1e3, itl_ms / 1e3), "127.0.0.1", port, backlog=1024
+        lambda: Upstream(ttft_s, itl_s, steps), "127.0.0.1", port, backlog=1024
     )
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -184,9 +214,9 @@ def main(argv: list[str]) -> None:
     """Run on uvloop where there is one: its CPU is taken from the ways that are measured."""
     from loadtests.relay_bench.loop import new_event_loop
 
-    port, ttft_ms, itl_ms = argv
+    port, ttft_ms, itl_ms, pace = argv
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(serve(int(port), float(ttft_ms), float(itl_ms)))
+        runner.run(serve(int(port), float(ttft_ms), float(itl_ms), in_steps=pace == "steps"))
 
 
 if __name__ == "__main__":

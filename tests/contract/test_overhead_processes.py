@@ -43,9 +43,10 @@ def task(port: int, **more) -> Task:
     return Task(port=port, **{**values, **more})
 
 
-def test_a_round_against_the_upstream_and_through_one_haproxy_pass(tmp_path):
+@pytest.mark.parametrize("in_steps", [True, False])
+def test_a_round_against_the_upstream_and_through_one_haproxy_pass(tmp_path, in_steps):
     with (
-        upstream(tmp_path, ttft_ms=20, itl_ms=5) as port,
+        upstream(tmp_path, ttft_ms=20, itl_ms=5, in_steps=in_steps) as port,
         plain_haproxy(tmp_path, port) as (haproxy_port, pid),
     ):
         for at in (port, haproxy_port):
@@ -55,7 +56,7 @@ def test_a_round_against_the_upstream_and_through_one_haproxy_pass(tmp_path):
             assert (seen.streams, seen.tokens) == (9, 36)
             assert len(seen.ttfts_s) == 6  # the first of each client opens its connection
             assert all(0.019 < ttft_s < 1 for ttft_s in seen.ttfts_s)
-            assert seen.wall_s >= 3 * (0.020 + 3 * 0.005)
+            assert seen.wall_s >= 3 * (0.020 + 2 * 0.005)
             if at == haproxy_port:
                 assert meter.cpu_s > 0
         with pytest.raises(InvalidRunError, match="5 tokens came, 4 were asked for"):
@@ -177,7 +178,7 @@ def test_no_processes_cost_nothing_that_could_be_known():
 
 def test_rounds_are_interleaved_and_the_first_is_not_kept(tmp_path):
     settings = Settings(
-        rounds=2, clients=(2,), tokens=3, ttft_ms=5, itl_ms=1, peers=False, engine=None,
+        rounds=2, clients=(2,), tokens=3, ttft_ms=5, itl_ms=1, steps=True, peers=False, engine=None,
         engine_config="",
     )  # fmt: skip
     with (
@@ -218,3 +219,28 @@ def test_a_program_that_does_not_start_says_why(tmp_path):
 
 def test_the_router_can_read_the_upstreams_card():
     assert msgspec.json.decode(json.dumps(CARD).encode(), type=VariantCard).name == NAME
+
+
+async def test_an_engines_step_ends_for_all_its_streams_at_once(tmp_path):
+    """First tokens come at their own time, the others of all streams together."""
+    body = json.dumps({"stream": True, "max_tokens": 5, "model": MODEL}).encode()
+    request = b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+    with upstream(tmp_path, ttft_ms=10, itl_ms=100) as port:
+
+        async def arrivals(delay_s: float) -> list[float]:
+            await asyncio.sleep(delay_s)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            times = []
+            while piece := await reader.read(65536):
+                times += [time.monotonic()] * piece.count(TOKEN)
+                if piece.endswith(b"0\r\n\r\n"):
+                    break
+            writer.close()
+            return times
+
+        first, second = await asyncio.gather(arrivals(0), arrivals(0.05))
+    assert len(first) == len(second) == 5
+    assert second[0] - first[0] > 0.03
+    together = [min(abs(a - b) for b in first[1:]) for a in second[1:]]
+    assert sorted(together)[2] < 0.02  # three of the four steps have both streams
