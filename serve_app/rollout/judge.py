@@ -19,7 +19,7 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from serve_app.rollout.guards import Guard, Kind
+from serve_app.rollout.guards import Guard, Kind, Property
 from serve_app.rollout.observations import (
     LATENCIES,
     Look,
@@ -136,8 +136,14 @@ def rule(
 
 
 def is_within_margin(plan: RolloutPlan, standing: Standing, guard: Guard) -> bool:
-    """Whether this step has shown that the candidate is worse by less than the guard's margin."""
-    return standing.guards[guard.name].best_for >= -math.log(plan.alpha)
+    """Whether this step has shown that the candidate is worse by less than the guard's margin.
+
+    A baseline that fails most of its requests shows nothing: to be like it is no merit.
+    """
+    state = standing.guards[guard.name]
+    if guard.of is Property.ERROR and state.baseline_sum > state.n / 2:
+        return False
+    return state.best_for >= -math.log(plan.alpha)
 
 
 def _observed(

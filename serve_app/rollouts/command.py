@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -141,7 +141,8 @@ def _say_what_stays(
     state = read_state(folder)
     if state is None:
         return
-    write_report(config, state, folder)
+    with suppress(ConfigError):  # what went wrong first is told, not this
+        write_report(config, state, folder)
     is_stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     lines = [
         f"{'Stopped' if is_stopped else 'Failed'}. The split stays: {told(state.current_bp)}",

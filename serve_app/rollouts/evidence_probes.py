@@ -51,11 +51,14 @@ class ProbeEvidence:
         self._sender: asyncio.Task[None] | None = None
         self._found: list[Pair] = []
         self._n_limited = 0
+        self._limited = ""
 
     @property
     def trouble(self) -> str | None:
         """As in `Evidence`."""
-        return f"probes: {self._n_limited} refused as too many" if self._n_limited else None
+        if not self._n_limited:
+            return None
+        return f"probes: {self._n_limited} not taken, the last: {self._limited}"
 
     async def begin(self) -> None:
         """As in `Evidence`; pairs that are under way are dropped with their requests."""
@@ -89,8 +92,9 @@ class ProbeEvidence:
             try:
                 pair = await self._pair(prompt)
                 self._found.append(pair)  # not in one line: `take` puts another list there
-            except LimitedError:
+            except LimitedError as error:
                 self._n_limited += 1
+                self._limited = str(error)
             finally:
                 free.release()
 

@@ -40,7 +40,8 @@ class ProbeClient:
     async def ask(self, model: str, variant: str, prompt: Mapping[str, Any], n: int) -> Said:
         """The variant's greedy answer of at most `n` tokens. A failure is an answer too.
 
-        Raises LimitedError for 429 and the like, ConfigError for what no variant is to blame for.
+        Raises LimitedError for 429 and where nobody listens, ConfigError for a request that the
+        endpoint will never take.
         """
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
@@ -66,6 +67,8 @@ class ProbeClient:
                 if response.status != 200:
                     return failed
                 return await _read(response, began_s)
+        except aiohttp.ClientConnectorError as error:  # the endpoint's door, not a variant's
+            raise LimitedError(f"cannot connect: {error}") from None
         except (aiohttp.ClientError, TimeoutError, *_MALFORMED):
             return failed
 

@@ -21,6 +21,7 @@ from serve_app.rollouts.live_split import (
     SplitChangedError,
     path_of_split,
     require_expected,
+    same_shares,
     split_at,
     with_split,
 )
@@ -75,12 +76,14 @@ class RayServiceApi:
         try:
             await self._client.ask("PATCH", self._path, patch, MERGE_PATCH)
         except Refused as refused:
-            if refused.status == 409:
+            if refused.status != 409:
+                raise self._refusal(refused) from None
+            # a patch whose answer was lost, and that was sent again, meets its own change
+            if not same_shares(await self.read(), wanted):
                 raise SplitChangedError(
                     f"{self._name} was changed between our reading and writing it; nothing was "
                     "written. Run again"
                 ) from None
-            raise self._refusal(refused) from None
 
     async def close(self) -> None:
         """As in `SplitStore`."""

@@ -185,7 +185,14 @@ async def test_too_many_requests_is_no_evidence_and_is_told(probes, endpoint):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1.5):
             await probes(1)
-    assert "refused as too many" in probes.made[-1].trouble
+    assert "the last: 429" in probes.made[-1].trouble
+
+
+async def test_nobody_listening_is_no_evidence_against_either(probes, endpoint):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.5):
+            await probes(1, base_url="http://127.0.0.1:9/v1")
+    assert "cannot connect" in probes.made[-1].trouble
 
 
 @pytest.mark.parametrize("status", [401, 404])

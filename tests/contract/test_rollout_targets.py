@@ -164,6 +164,21 @@ async def test_a_resource_that_changed_between_reading_and_writing_is_not_writte
     assert plane.config == before
 
 
+async def test_a_patch_whose_answer_was_lost_is_no_conflict_with_itself(plane):
+    store = RayServiceApi(target_of(plane), "m", sleep=no_wait)
+
+    def lose(event: str) -> None:
+        if event == "after patch" and not plane.failures and len(plane.patches) == 1:
+            plane.loses_answer = True
+
+    plane.on_event = lose
+    await store.change(BEFORE, AFTER)
+    await store.close()
+    assert plane.split == AFTER
+    assert plane.events.count("patch") == 2
+    assert len(plane.patches) == 1
+
+
 async def test_a_resources_comments_survive(plane):
     store = RayServiceApi(target_of(plane), "m", sleep=no_wait)
     await store.change(BEFORE, AFTER)

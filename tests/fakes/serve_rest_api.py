@@ -57,6 +57,7 @@ class FakeControlPlane:
         self.imperative: set[str] = set()
         self.failures: list[int] = []
         """Statuses that the next requests get."""
+        self.loses_answer = False
         self.puts: list[dict[str, Any]] = []
         self.patches: list[dict[str, Any]] = []
         self.events: list[str] = []
@@ -157,6 +158,10 @@ class FakeControlPlane:
         self.patches.append(patch)
         self.version += 1
         self.config = yaml.safe_load(patch["spec"]["serveConfigV2"])
+        self._event("after patch")
+        if self.loses_answer:
+            self.loses_answer = False
+            return web.Response(status=502, text="the answer was lost")
         return web.json_response(self._resource())
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -86,6 +86,15 @@ def test_a_guard_without_evidence_keeps_the_baseline():
     assert "no evidence at all of tpot" in ruling.reason
 
 
+def test_to_fail_like_a_baseline_that_always_fails_is_no_merit():
+    plan = plan_of(ERRORS)
+    failed = [Pair(baseline=Answer(ok=False), candidate=Answer(ok=False))] * 200
+    standing = after(plan, *[Look(pairs=Pairs.of(failed))] * 5)
+    assert rule(plan, standing, 20).verdict is RolloutVerdict.CONTINUE
+    ruling = rule(plan, standing, 100)
+    assert ruling.verdict is RolloutVerdict.INCONCLUSIVE
+
+
 def test_a_slower_candidate_is_rolled_back_and_the_guard_named():
     plan = plan_of(ERRORS, MEAN)
     ruling = rule(plan, after(plan, pairs(300, slow=1.5)), 1)
