@@ -46,8 +46,9 @@ _ANSWERS_LONG = 1.5
 _LEAST_WANTED, _SIGMAS = 10, 3
 """So many requests, and so many standard deviations above chance, move a share."""
 _FAR_FROM_FULL = 0.75
-_SETTLED_WINDOWS = 6
-"""After so many windows without a move down a lower rung need not wait for those above it."""
+_SETTLED_WINDOWS, _HELPING_WINDOWS = 6, 2
+"""After so many windows without a move a rung need not wait for those above it; to help one below
+that misses the SLO, sooner."""
 _MEMORY_S = 60.0
 """Seconds at its limit over which what a rung carries is averaged."""
 _Z = 1.645
@@ -61,14 +62,18 @@ def step(
     gates: list[Gate] = []
     reasons = []
     last_move_s = max(gate.moved_at_s for gate in state.gates)
-    is_settled = now_s - last_move_s >= _SETTLED_WINDOWS * rules.window_s
+    calm_windows = (now_s - last_move_s) / rules.window_s
     for before, seen in zip(state.gates, readings, strict=True):
         gate = _with_capacity(before, seen)
         gate, why_limit = _with_limit(rules, gate, seen, now_s)
         if gate.limit is None and gates and gates[-1].limit is not None:
             gate = replace(gate, limit=gates[-1].limit, limit_since_s=now_s)
         above_keep_all = all(above.keep_bp == BP_TOTAL for above in gates)
-        may_rise = is_settled or above_keep_all or _can_help(gate, seen)
+        may_rise = (
+            above_keep_all
+            or calm_windows >= _SETTLED_WINDOWS
+            or (calm_windows >= _HELPING_WINDOWS and _can_help(gate, seen))
+        )
         gate, why_keep = _with_keep(rules, gate, seen, now_s, may_rise)
         gates.append(gate)
         reasons += [f"{gate.variant}: {why}" for why in (why_limit, why_keep) if why]

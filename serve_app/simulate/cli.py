@@ -1,7 +1,6 @@
 """`quantile simulate`: what a precision ladder would do, over curves that were measured."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -153,18 +152,18 @@ def curves(
     """Keep the service curves of measurements in one small file.
 
     A campaign with stages `kind: concurrency` at 1, 2, 4, ... up to the engine's max_num_seqs
-    measures them best: configs/campaigns/curves.yaml.
+    measures them best: serve_app/simulate/example/campaign.yaml.
 
     Example: quantile simulate curves reports/curves --out curves.yaml
     """
     known = read_all(measured)
-    command = " ".join(["quantile", *sys.argv[1:]])
-    write_curves(out, known, command)
+    write_curves(out, known, f"quantile simulate curves {' '.join(map(str, measured))}")
     console = Console(markup=False, highlight=False)
     for curve in known:
         steps = ", ".join(f"{batch}: {1000 * s:.1f}" for batch, s in curve.steps)
         told = f"step ms by batch {{{steps}}}, prefill {1000 * curve.prefill_s:.1f} ms"
-        console.print(f"{curve.variant}: {told}, at most {curve.max_batch}; {curve.source}")
+        line = f"{curve.variant}: {told}, at most {curve.max_batch}; {curve.source}"
+        console.print(line, soft_wrap=True)
     console.print(f"written: {out}")
 
 

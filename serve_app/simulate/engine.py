@@ -38,7 +38,8 @@ class Engine:
     """Takes waiting requests in order, up to its batch, at the beginning of each step."""
 
     def __init__(self, curve: ServiceCurve) -> None:
-        self.curve = curve
+        self._steps_s = [0.0, *(curve.step_s(n) for n in range(1, curve.max_batch + 1))]
+        self._prefill_s = curve.prefill_s
         self._waiting: deque[Job] = deque()
         self._batch: list[Job] = []
         self.is_busy = False
@@ -56,10 +57,10 @@ class Engine:
         """Begin a step; seconds until it ends. There must be a request."""
         self.is_busy = True
         taken = 0
-        while self._waiting and len(self._batch) < self.curve.max_batch:
+        while self._waiting and len(self._batch) < len(self._steps_s) - 1:
             self._batch.append(self._waiting.popleft())
             taken += 1
-        return slowdown * (self.curve.step_s(len(self._batch)) + taken * self.curve.prefill_s)
+        return slowdown * (self._steps_s[len(self._batch)] + taken * self._prefill_s)
 
     def end(self, now_s: float) -> tuple[Sequence[Job], Sequence[Job]]:
         """The step is over: who got the first token, and who the last."""

@@ -8,9 +8,8 @@ fluid, each rung takes all that its fastest batch within the SLO can begin in ti
 that are allowed cost nothing and are all served by the best.
 """
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from serve_app.simulate.curves import ServiceCurve
@@ -20,6 +19,7 @@ from serve_app.simulate.run import Arrival, Clock, Fleet, play
 from serve_app.simulate.trace import mean_tokens
 
 _PER_RUNG = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
+_FULL = _PER_RUNG.index(1.0)
 """Limits that are tried, as parts of the batch that carries most within the SLO."""
 _SLICE_S = 0.05
 
@@ -33,12 +33,17 @@ def hindsight(
     most_violations: int,
 ) -> Outcome | None:
     """The best overflow policy with at most `most_violations`; None if each has more."""
+    candidates = _candidates(trace, fleet, rungs, limits)
+    chosen = [each[_FULL] for each in candidates]
     best: Outcome | None = None
-    for tried in _candidates(trace, fleet, rungs, limits):
-        played = play(trace, fleet, partial(_overflow, rungs, tried))
-        found = outcome("best in hindsight", played, limits, quality)
-        if found.n_violations <= most_violations and (best is None or found.quality > best.quality):
-            best = found
+    for rung, tried in enumerate(candidates):  # one rung after the other, the dearest first
+        for limit in tried:
+            at = [*chosen[:rung], limit, *chosen[rung + 1 :]]
+            played = play(trace, fleet, partial(_overflow, rungs, at))
+            found = outcome("best in hindsight", played, limits, quality)
+            is_allowed = found.n_violations <= most_violations
+            if is_allowed and (best is None or found.quality > best.quality):
+                best, chosen = found, at
     return best
 
 
@@ -48,14 +53,15 @@ def _overflow(rungs: Sequence[str], limits: Sequence[int], clock: Clock) -> Poli
 
 def _candidates(
     trace: Sequence[Arrival], fleet: Fleet, rungs: Sequence[str], limits: Limits
-) -> Iterator[tuple[int, ...]]:
+) -> list[list[int]]:
+    """Per rung but the last, limits to try, ascending."""
     tokens = mean_tokens(trace)
     per_rung = []
     for name in rungs[:-1]:
         carried = fleet.curves[name].best_batch(tokens, limits.tpot_s)
         n_replicas = fleet.replicas.get(name, 1)
-        per_rung.append(sorted({max(1, round(part * carried * n_replicas)) for part in _PER_RUNG}))
-    return itertools.product(*per_rung)
+        per_rung.append([max(1, round(part * carried * n_replicas)) for part in _PER_RUNG])
+    return per_rung
 
 
 def bound(

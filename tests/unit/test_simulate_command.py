@@ -1,0 +1,118 @@
+"""`quantile simulate` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serve_app.domain.errors import ConfigError
+from serve_app.simulate.cli import app
+
+EXAMPLE = Path(__file__).parents[2] / "serve_app" / "simulate" / "example" / "curves.yaml"
+SHORT = ["--stage", "1x10", "--stage", "6x20", "--stage", "1x20"]
+LADDER = ["ladder", "--curves", str(EXAMPLE), "--rungs", "baseline,gguf-q4-k-m"]
+SLO = ["--ttft-ms", "500"]
+QUALITY = ["--quality", "baseline=1", "--quality", "gguf-q4-k-m=0.97"]
+
+
+def run(*arguments, fails=False):
+    done = CliRunner().invoke(app, [str(each) for each in arguments])
+    if fails:
+        assert isinstance(done.exception, ConfigError), done.output
+        return str(done.exception)
+    assert done.exception is None, (done.output, done.exception)
+    return done.output
+
+
+def test_the_table_compares_and_the_words_say_what_it_means():
+    text = run(*LADDER, *SLO, *QUALITY, *SHORT)
+    for says in ("all on baseline", "ladder", "best in hindsight", "nothing exceeds", "turns"):
+        assert says in text
+    assert "times fewer" in text
+    assert "150 requests" in text
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_it_draws(tmp_path, suffix):
+    file = tmp_path / f"ladder.{suffix}"
+    assert str(file) in run(*LADDER, *SLO, *QUALITY, *SHORT, "--out", file).replace("\n", "")
+    assert file.stat().st_size > 10_000
+    text = run(*LADDER, *SLO, *QUALITY, *SHORT, "--out", tmp_path / "none" / "a.png", fails=True)
+    assert "cannot draw" in text
+
+
+def test_json_has_the_same_and_nothing_else(tmp_path):
+    found = json.loads(run(*LADDER, *SLO, *QUALITY, *SHORT, "--json"))
+    fixed, ladder = found["policies"][:2]
+    assert ladder["n_violations"] < fixed["n_violations"]
+    assert sum(ladder["served"].values()) == 150
+    assert found["shares_bp"][0] == [0.0, {"baseline": 10_000, "gguf-q4-k-m": 0}]
+    assert set(found["view"]["rungs"]) == {"baseline", "gguf-q4-k-m"}
+
+
+def test_the_ladder_of_a_file_is_that_of_the_serve_file(tmp_path):
+    ladder = {"rungs": ["baseline", "gguf-q4-k-m"], "ttft_p95_ms": 500}
+    file = tmp_path / "ladder.yaml"
+    of_file = ["ladder", "--curves", EXAMPLE, "--config", file, *QUALITY, *SHORT, "--json"]
+    outputs = []
+    for content in (ladder, {"ladder": ladder}):
+        file.write_text(yaml.safe_dump(content))
+        outputs.append(run(*of_file))
+    assert outputs[0] == outputs[1] == run(*LADDER, *SLO, *QUALITY, *SHORT, "--json")
+    file.write_text(yaml.safe_dump(ladder | {"ttft_ms": 4}))
+    assert "ttft_ms is not a known key" in run(*of_file, fails=True)
+    file.write_text("[1]")
+    assert "needs the keys of a ladder" in run(*of_file, fails=True)
+
+
+def test_routers_replicas_and_one_device_change_the_answer():
+    plain = run(*LADDER, *SLO, *QUALITY, *SHORT, "--json")
+    for more in (["--router-replicas", "2"], ["--replicas", "gguf-q4-k-m=2"], ["--one-device"]):
+        assert run(*LADDER, *SLO, *QUALITY, *SHORT, "--json", *more) != plain
+
+
+def test_a_recorded_trace_is_replayed(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:17:{s // 10:02}.{s % 10},10,20" for s in range(100)]
+    file.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    text = run(*LADDER, *SLO, *QUALITY, "--trace", file, "--seconds", "5")
+    assert "51 requests" in text
+
+
+def test_curves_of_several_measurements_go_into_one_file(tmp_path):
+    more = tmp_path / "more.yaml"
+    more.write_text("curves: {fp8: {max_batch: 4, step_ms: {1: 5}}}")
+    out = tmp_path / "all.yaml"
+    text = run("curves", more, EXAMPLE, "--out", out)
+    assert "fp8: step ms by batch {1: 5.0}" in text
+    written = yaml.safe_load(out.read_text())
+    assert {"fp8", "baseline"} <= set(written["curves"])
+    assert written["made_by"] == f"quantile simulate curves {more} {EXAMPLE}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ladder", "--curves", EXAMPLE, *SLO, *QUALITY], "--config FILE, or by --rungs"),
+        ([*LADDER, *QUALITY], "need an SLO to hold"),
+        ([*LADDER, *SLO], "give the quality by"),
+        ([*LADDER, *SLO, "--quality", "baseline=1"], "no quality is given for gguf-q4-k-m"),
+        ([*LADDER, *SLO, "--quality", "baseline=good"], "write NAME=VALUE"),
+        ([*LADDER, *SLO, "--quality-report", "/none.json"], "cannot read /none.json"),
+        ([*LADDER, *SLO, *QUALITY, "--replicas", "baseline=0"], "write NAME=N"),
+        ([*LADDER, *SLO, *QUALITY, "--replicas", "fp8=2"], "the rungs are baseline, gguf-q4-k-m"),
+        ([*LADDER, *SLO, *QUALITY, "--shape", "sine"], "known: square, ramp, two"),
+        ([*LADDER, *SLO, *QUALITY, "--stage", "fast"], "is no stage"),
+        (["ladder", "--curves", EXAMPLE, "--rungs", "bf16,int8", *SLO, *QUALITY], "no curve of"),
+    ],
+)
+def test_wrong_arguments_say_what_to_change(arguments, says):
+    assert says in run(*arguments, fails=True)
+
+
+def test_help_has_examples():
+    text = CliRunner().invoke(app, ["ladder", "--help"]).output
+    assert "Examples:" in text
+    assert "--quality-report" in text
