@@ -19,6 +19,7 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
+from serve_app.rollout.betting import MOST_GAIN
 from serve_app.rollout.guards import Guard, Kind, Property
 from serve_app.rollout.observations import (
     LATENCIES,
@@ -58,6 +59,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     step: int = -1
     """-1 before `begin_step`."""
     n_looks: int = 0
+    n_step_looks: int = 0
     n_candidate: int = 0
     """Requests that the candidate answered in this step."""
     worst: float = 0.0
@@ -75,7 +77,9 @@ def begin_step(plan: RolloutPlan, standing: Standing) -> Standing:
         guard.name: standing.guards.get(guard.name, GuardStanding()).begun()
         for guard in plan.guards
     }
-    fresh = msgspec.structs.replace(standing, step=standing.step + 1, n_candidate=0, guards=guards)
+    fresh = msgspec.structs.replace(
+        standing, step=standing.step + 1, n_step_looks=0, n_candidate=0, guards=guards
+    )
     return _with_thresholds(plan, fresh)
 
 
@@ -93,6 +97,7 @@ def observe(plan: RolloutPlan, standing: Standing, look: Look) -> Standing:
     fresh = msgspec.structs.replace(
         standing,
         n_looks=standing.n_looks + 1,
+        n_step_looks=standing.n_step_looks + 1,
         n_candidate=standing.n_candidate + look.n_candidate,
         guards=guards,
         histograms=histograms,
@@ -123,7 +128,8 @@ def rule(
         return Ruling(RolloutVerdict.ROLLBACK, _worse(plan, standing, guard), guard.name)
     enough = n >= step.min_requests and elapsed_s >= step.min_duration_s
     open_ = [guard.name for guard in plan.guards if not is_within_margin(plan, standing, guard)]
-    if enough and step.advance_on is AdvanceOn.NO_BREACH:
+    may_pass = standing.n_step_looks >= looks_to_break(plan)
+    if enough and may_pass and step.advance_on is AdvanceOn.NO_BREACH:
         return Ruling(RolloutVerdict.PROMOTE, f"nothing against the candidate in {n:,} requests")
     if enough and not open_:
         why = f"every guard is within its margin after {n:,} requests of the candidate"
@@ -132,7 +138,16 @@ def rule(
         return Ruling(
             RolloutVerdict.INCONCLUSIVE, _undecided(plan, standing, elapsed_s, open_, exhausted)
         )
-    return Ruling(RolloutVerdict.CONTINUE, f"not shown yet: {', '.join(open_) or 'too early'}")
+    if step.advance_on is AdvanceOn.NO_BREACH or not open_:
+        return Ruling(RolloutVerdict.CONTINUE, "too early")
+    return Ruling(RolloutVerdict.CONTINUE, f"within the margin is not shown of {', '.join(open_)}")
+
+
+def looks_to_break(plan: RolloutPlan) -> int:
+    """Looks before which not even a candidate that is broken throughout is rolled back, so that
+    the absence of a rollback says nothing."""
+    n_all = len(plan.guards) * len(plan.steps)
+    return math.ceil(math.log(n_all / plan.alpha) / MOST_GAIN) + 1
 
 
 def is_within_margin(plan: RolloutPlan, standing: Standing, guard: Guard) -> bool:

@@ -12,8 +12,8 @@ class AdvanceOn(StrEnum):
     NON_INFERIOR = "non_inferior"
     """Every guard is shown to be within its margin, on this step's evidence alone."""
     NO_BREACH = "no_breach"
-    """Nothing is shown against the candidate in `min_requests` and `min_duration_s`. Finds what is
-    grossly broken before much traffic meets it; it proves nothing, so no last step ends so."""
+    """Nothing is shown against the candidate in `min_requests`, `min_duration_s` and so many looks
+    that what is broken would have been found. It proves nothing, so no last step ends so."""
 
 
 @dataclass(frozen=True)

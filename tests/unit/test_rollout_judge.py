@@ -14,6 +14,7 @@ from serve_app.rollout.judge import (
     begin_step,
     is_within_margin,
     log_against,
+    looks_to_break,
     observe,
     rule,
 )
@@ -126,10 +127,11 @@ def test_evidence_that_ends_undecided_is_inconclusive():
 
 def test_a_step_that_looks_for_breaches_alone_shows_nothing_and_asks_for_nothing():
     plan = plan_of(ERRORS, MEAN, step=replace(STEP, advance_on=AdvanceOn.NO_BREACH))
-    standing = after(plan, pairs(60))
+    assert rule(plan, after(plan, pairs(60)), 20).verdict is RolloutVerdict.CONTINUE
+    standing = after(plan, *[pairs(15, seed=seed) for seed in range(looks_to_break(plan))])
     assert rule(plan, standing, 20).verdict is RolloutVerdict.PROMOTE
     assert not is_within_margin(plan, standing, ERRORS)
-    broken = after(plan, *[pairs(15, errors=15)] * 6)
+    broken = after(plan, *[pairs(15, errors=15)] * looks_to_break(plan))
     assert rule(plan, broken, 20).verdict is RolloutVerdict.ROLLBACK
 
 
@@ -151,7 +153,7 @@ def test_what_goes_bad_in_a_later_step_is_found_there_despite_a_good_past():
 
 def test_evidence_against_it_is_carried_from_step_to_step():
     plan = plan_of(MEAN, n_steps=2, step=replace(STEP, advance_on=AdvanceOn.NO_BREACH))
-    first = after(plan, pairs(60, slow=1.15))
+    first = after(plan, *[pairs(8, slow=1.15, seed=seed) for seed in range(7)])
     assert rule(plan, first, 20).verdict is RolloutVerdict.PROMOTE
     second = observe(plan, begin_step(plan, first), pairs(60, slow=1.15, seed=9))
     alone = observe(plan, begin_step(plan, Standing()), pairs(60, slow=1.15, seed=9))
