@@ -112,6 +112,8 @@ def peer_way(peer: Peer, upstream_port: int, folder: Path) -> Iterator[Way]:
         "LITELLM_LOG": "ERROR",
         "LITELLM_MODE": "PRODUCTION",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        # No keys to check: it listens on loopback only, and the others check none either.
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }
     command = peer.command(python, port, upstream_port, folder)
     with running(command, log, env=environ, cwd=folder) as process:
