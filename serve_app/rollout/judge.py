@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
-import numpy as np
 
 from serve_app.rollout.betting import MOST_GAIN
 from serve_app.rollout.guards import Guard, Kind, Property
 from serve_app.rollout.observations import (
-    LATENCIES,
     Look,
     baseline_counts,
     quantile_edge,
@@ -62,8 +60,6 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     n_step_looks: int = 0
     n_candidate: int = 0
     """Requests that the candidate answered in this step."""
-    worst: float = 0.0
-    """The largest log e-value against the candidate so far."""
     guards: dict[str, GuardStanding] = {}
     histograms: dict[str, dict[float, int]] = {}
     """The baseline's latencies since the rollout began: name -> upper edge, s -> requests."""
@@ -90,9 +86,10 @@ def observe(plan: RolloutPlan, standing: Standing, look: Look) -> Standing:
         for index, guard in enumerate(plan.guards)
     }
     histograms = {name: dict(counts) for name, counts in standing.histograms.items()}
-    for name in LATENCIES:
+    for name in dict.fromkeys(guard.latency for guard in plan.guards if guard.quantile):
+        assert name is not None
+        counts = histograms.setdefault(name, {})
         for edge, n in baseline_counts(look, name).items():
-            counts = histograms.setdefault(name, {})
             counts[edge] = counts.get(edge, 0) + n
     fresh = msgspec.structs.replace(
         standing,
@@ -102,7 +99,6 @@ def observe(plan: RolloutPlan, standing: Standing, look: Look) -> Standing:
         guards=guards,
         histograms=histograms,
     )
-    fresh = msgspec.structs.replace(fresh, worst=max(standing.worst, log_against(plan, fresh)))
     return _with_thresholds(plan, fresh)
 
 
@@ -165,8 +161,7 @@ def _observed(
     plan: RolloutPlan, standing: Standing, index: int, guard: Guard, look: Look
 ) -> GuardStanding:
     state, threshold_s = standing.guards[guard.name], standing.thresholds_s.get(guard.name)
-    rng = np.random.default_rng([plan.seed, standing.n_looks, index])
-    units = units_of(guard, look, threshold_s, rng)
+    units = units_of(guard, look, threshold_s, (plan.seed, standing.n_looks, index))
     state = state.after(guard, units, state.dependence(plan.dependence))
     if len(look.pairs):
         of_pairs = units_of_pairs(guard, look.pairs, threshold_s)

@@ -1,5 +1,6 @@
 """From what was seen to what a guard's test takes: one entry a unit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +24,17 @@ class Units:
 NO_UNITS = Units(np.empty(0), np.empty(0))
 
 
-def units_of(
-    guard: Guard, look: Look, threshold_s: float | None, rng: np.random.Generator
-) -> Units:
-    """The guard's units of a look. `threshold_s`: of a guard that has one; None: not known yet."""
+def units_of(guard: Guard, look: Look, threshold_s: float | None, seed: Sequence[int]) -> Units:
+    """The guard's units of a look. `threshold_s`: of a guard that has one; None: not known yet.
+
+    `seed` decides which requests of a window go together.
+    """
     if guard.of is Property.SLOW and guard.kind is not Kind.MEAN and threshold_s is None:
         return NO_UNITS
-    parts = [units_of_pairs(guard, look.pairs, threshold_s)]
+    of_pairs = units_of_pairs(guard, look.pairs, threshold_s)
+    if not look.windows:
+        return of_pairs
+    parts, rng = [of_pairs], np.random.default_rng(seed)
     for window in look.windows if guard.kind is not Kind.MEAN else ():
         candidate = window_counts(guard, window.candidate, threshold_s)
         baseline = window_counts(guard, window.baseline, threshold_s)
