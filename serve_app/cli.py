@@ -118,6 +118,7 @@ def _mount() -> None:
     from serve_app.quantize.cli import gate, quantize
     from serve_app.recommend.cli import recommend
     from serve_app.reference.cli import app as reference_app
+    from serve_app.store.cli import app as store_app
     from serve_app.tenants_cli import keys
 
     commands: tuple[Callable[..., None], ...] = (
@@ -129,6 +130,7 @@ def _mount() -> None:
     app.command("eval")(evaluate)
     app.add_typer(reference_app, name="reference")
     app.add_typer(keys, name="keys")
+    app.add_typer(store_app, name="store")
     bench.command()(overhead)
     app.add_typer(bench, name="bench")
 
