@@ -144,8 +144,11 @@ def _say_what_stays(
     with suppress(ConfigError):  # what went wrong first is told, not this
         write_report(config, state, folder)
     is_stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+    stays = told(state.current_bp)
+    if state.pending is not None:
+        stays += f", or is already {told(state.pending.shares_bp)}"
     lines = [
-        f"{'Stopped' if is_stopped else 'Failed'}. The split stays: {told(state.current_bp)}",
+        f"{'Stopped' if is_stopped else 'Failed'}. The split stays: {stays}",
         "The same command goes on from here; --abort puts the split back to "
         f"{told(state.original_bp)}.",
     ]
