@@ -17,7 +17,7 @@ LAYERS = (
     {"planning", "routing", "rollout", "scaling", "reference data", "evaluate statistics"}
     | {"quantize data"},
     {"config", "engines", "node", "store", "telemetry"},
-    {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet"},
+    {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet", "simulate"},
     {"app", "demo", "doctor", "recommend", "rollouts", "tenants_cli"},
     {"family", "pipeline"},
     {"cli"},
@@ -55,6 +55,7 @@ SERVE_APP_MAY_IMPORT_LOADTESTS = {
     "serve_app.pipeline",
     "serve_app.recommend",
     "serve_app.rollouts",
+    "serve_app.simulate",
 }
 
 REFERENCE_TRAINING = {
@@ -133,7 +134,12 @@ EDGES = {
     },
     "locust": {"loadtests.locustfile", *LOCUST_SIDE},
     "gevent": {"loadtests.locustfile", *LOCUST_SIDE},
-    "matplotlib": {"loadtests.report", "serve_app.fleet.picture", "serve_app.rollouts.picture"},
+    "matplotlib": {
+        "loadtests.report",
+        "serve_app.fleet.picture",
+        "serve_app.rollouts.picture",
+        "serve_app.simulate.picture",
+    },
 }
 """Heavy or optional packages, and the only modules (or packages) that may import them."""
 
