@@ -23,9 +23,9 @@ from serve_app.rollouts.evidence_probes import ProbeEvidence
 from serve_app.rollouts.http import ray_token
 from serve_app.rollouts.live_split import SplitStore, told
 from serve_app.rollouts.rayservice import RayServiceApi
-from serve_app.rollouts.report import lines_of, write_report
 from serve_app.rollouts.serve_api import ServeApi
 from serve_app.rollouts.state import RolloutState, read_state
+from serve_app.rollouts.words import headline
 
 CLOCK = Clock(time.monotonic, asyncio.sleep)
 
@@ -138,6 +138,8 @@ def _exporter(config: RolloutConfig, port: int) -> Show:
 def _say_what_stays(
     config: RolloutConfig, folder: Path, console: Console, error: BaseException
 ) -> None:
+    from serve_app.rollouts.report import write_report
+
     state = read_state(folder)
     if state is None:
         return
@@ -157,8 +159,15 @@ def _say_what_stays(
 
 
 def _finished(config: RolloutConfig, folder: Path, state: RolloutState, console: Console) -> int:
+    # matplotlib takes a second to import, and is not needed before
+    from serve_app.rollouts.report import write_report
+
     written = write_report(config, state, folder)
-    for line in (*lines_of(config, state), f"Report: {written[0]}"):
+    for line in (
+        f"{headline(config, state)}.",
+        f"Split: {told(state.current_bp)}",
+        f"Report: {written[0]}",
+    ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     assert state.exit_status is not None
     return state.exit_status

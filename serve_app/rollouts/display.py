@@ -16,8 +16,8 @@ from serve_app.config.rollout import RolloutConfig
 from serve_app.rollout.judge import Ruling, log_against
 from serve_app.rollouts.controller import LOG_10, guard_results
 from serve_app.rollouts.live_split import told
-from serve_app.rollouts.report import guard_row
 from serve_app.rollouts.state import RolloutState
+from serve_app.rollouts.words import guard_row
 
 
 class Display:
@@ -82,7 +82,7 @@ class Display:
             table.add_column(name, justify="left" if i == 0 else "right")
         for guard, result in zip(self._plan.guards, guard_results(self._plan, state), strict=True):
             is_shown = result.margin >= -math.log10(self._plan.alpha)
-            row = [escape(cell.text) for cell in guard_row(guard, result)]
+            row = [escape(text) for text in guard_row(guard, result)]
             table.add_row(*row, style="green" if is_shown else None)
         against = log_against(self._plan, state.standing) / LOG_10
         n, elapsed_s = state.standing.n_candidate, state.elapsed_s

@@ -1,23 +1,23 @@
 """What was decided and why: `rollout.json`, `rollout.md`, `rollout.html`."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from loadtests.report.figures.style import Picture
+from loadtests.report.figures.style import Picture, lay_out, save_png, style
 from loadtests.report.html import Html, tag
 from loadtests.report.markdown import escaped, titled
 from loadtests.report.page_parts import definitions, figure_html, head, section, table_html
 from loadtests.report.page_style import SCRIPT
-from loadtests.report.tables import Cell, Table
+from loadtests.report.tables import Table, cells
 from serve_app.config.rollout import RolloutConfig
 from serve_app.domain.errors import ConfigError
-from serve_app.rollout.guards import Guard
 from serve_app.rollouts.controller import guard_results
 from serve_app.rollouts.live_split import told
-from serve_app.rollouts.state import GuardResult, Phase, RolloutState
+from serve_app.rollouts.picture import draw_evidence
+from serve_app.rollouts.state import Phase, RolloutState
+from serve_app.rollouts.words import guard_row, headline
 from serve_app.store.manifest import write_whole
 
 JSON, MARKDOWN, HTML = "rollout.json", "rollout.md", "rollout.html"
@@ -27,10 +27,6 @@ _TONES = {Phase.PROMOTED: "pass", Phase.ROLLED_BACK: "fail", Phase.ABORTED: "fai
 
 def write_report(config: RolloutConfig, state: RolloutState, folder: Path) -> tuple[Path, ...]:
     """Write every view into the rollout's folder. Raises ConfigError if it cannot."""
-    # matplotlib takes a second to import
-    from loadtests.report.figures.style import lay_out, save_png, style
-    from serve_app.rollouts.picture import draw_evidence
-
     try:
         with style():
             picture = draw_evidence(config, state)
@@ -45,22 +41,6 @@ def write_report(config: RolloutConfig, state: RolloutState, folder: Path) -> tu
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}") from None
     return tuple(folder / name for name in texts)
-
-
-def headline(config: RolloutConfig, state: RolloutState) -> str:
-    """The outcome in one sentence."""
-    last = state.steps[-1] if state.steps else None
-    names = f"{config.candidate} (from {config.baseline})"
-    outcome = {
-        Phase.RUNNING: f"{names} is under way, in step {state.standing.step + 1} of "
-        f"{len(config.steps)}",
-        Phase.PROMOTED: f"{names} is promoted",
-        Phase.ROLLED_BACK: f"{names} is rolled back",
-        Phase.INCONCLUSIVE: f"{names} is undecided: {config.baseline} stays",
-        Phase.ABORTED: f"{names} was called off",
-    }[state.phase]
-    is_reason = last is not None and state.phase not in (Phase.RUNNING, Phase.ABORTED)
-    return f"{outcome}: {last.reason}" if last is not None and is_reason else outcome
 
 
 def encode(config: RolloutConfig, state: RolloutState) -> str:
@@ -114,13 +94,13 @@ def render_page(config: RolloutConfig, state: RolloutState, picture: Picture | N
 def steps_table(state: RolloutState) -> Table:
     """Each step that is over, with its verdict."""
     rows = tuple(
-        (
-            Cell(str(each.step + 1)),
-            Cell(told(each.shares_bp)),
-            Cell(each.verdict),
-            Cell(f"{each.n_requests:,}"),
-            Cell(f"{each.elapsed_s:,.0f}"),
-            Cell(each.reason),
+        cells(
+            str(each.step + 1),
+            told(each.shares_bp),
+            each.verdict,
+            f"{each.n_requests:,}",
+            f"{each.elapsed_s:,.0f}",
+            each.reason,
         )
         for each in state.steps
     )
@@ -143,26 +123,10 @@ def guard_tables(config: RolloutConfig, state: RolloutState) -> list[Table]:
                 *("guard", "units", "candidate over baseline", "tolerated", "margin"),
                 *("e against", "e for margin", "dependence", "threshold, s"),
             ),
-            tuple(guard_row(guards[each.guard], each) for each in results),
+            tuple(cells(*guard_row(guards[each.guard], each)) for each in results),
         )
         for step, results in reversed(steps)
     ]
-
-
-def guard_row(guard: Guard, result: GuardResult) -> tuple[Cell, ...]:
-    """One guard in one step, in words."""
-    threshold_s = result.threshold_s
-    return (
-        Cell(guard.name),
-        Cell(f"{result.n:,}"),
-        Cell("-" if result.excess is None else guard.says(result.excess)),
-        Cell(guard.says(guard.tolerated)),
-        Cell(guard.says(guard.margin)),
-        Cell(f"{result.against:+.2f}"),
-        Cell(f"{result.margin:+.2f}"),
-        Cell(f"{result.dependence:.1f}"),
-        Cell("-" if threshold_s is None else f"{threshold_s:.4g}"),
-    )
 
 
 def _facts(config: RolloutConfig, state: RolloutState) -> dict[str, str]:
@@ -175,8 +139,3 @@ def _facts(config: RolloutConfig, state: RolloutState) -> dict[str, str]:
         "chance of promoting what is worse than a margin",
         "exit status": "-" if state.exit_status is None else str(state.exit_status),
     }
-
-
-def lines_of(config: RolloutConfig, state: RolloutState) -> Sequence[str]:
-    """For a terminal: the headline, and the split."""
-    return (f"{headline(config, state)}.", f"Split: {told(state.current_bp)}")
