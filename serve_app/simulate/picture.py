@@ -38,7 +38,7 @@ def draw(question: Question, found: Answer, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dcdce2", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, loc="upper right", fontsize=8, ncols=4)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), fontsize=8, ncols=4)
     try:
         figure.savefig(path, dpi=140, metadata={"Date": None} if path.suffix == ".svg" else None)
     except (OSError, ValueError) as error:  # no such folder, no such format
