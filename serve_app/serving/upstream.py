@@ -96,10 +96,21 @@ class UpstreamConnection(asyncio.Protocol):
         if not chunks:
             self._count_dry(len(data))
         elif self._sink is not None and self._waiter is not None and not self._waiter.done():
+            # The task sleeps, so pieces keep their order. Written out here, since each frame costs
+            # a token a microsecond or two in caches that others use too.
             self._dry_bytes = 0
-            self._step_sink(self._sink)
-            if not (self._done or self._lost or self._suspended or self._sink_error):
-                return  # nothing is left to do: the task sleeps on
+            piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
+            coroutine = self._sink(piece)
+            try:
+                waits_for = coroutine.send(None)
+            except StopIteration:
+                if not (self._done or self._lost):
+                    return
+            except Exception as error:
+                self._sink_error = error
+            else:
+                self._suspended = Suspended(coroutine, waits_for)
         else:
             self._count_buffered(len(data))
         if self._chunks or self._done or self._lost or self._needs_task():
@@ -226,21 +237,6 @@ class UpstreamConnection(asyncio.Protocol):
             await taking
         finally:
             self._in_sink = False
-
-    def _step_sink(self, sink: Sink) -> None:
-        """Give the sink what came; only while the task sleeps, so pieces keep their order."""
-        chunks = self._chunks
-        piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        coroutine = sink(piece)
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration:
-            return
-        except Exception as error:
-            self._sink_error = error
-        else:
-            self._suspended = Suspended(coroutine, waits_for)
 
     def _count_dry(self, n_bytes: int) -> None:
         """Bytes without any of a body have come: heads, chunk extensions, trailers."""
