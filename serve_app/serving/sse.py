@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 _RESPONSES_PATH = "/v1/responses"
 MAX_HELD_BYTES = 1024 * 1024
@@ -19,38 +19,35 @@ MAX_HELD_BYTES = 1024 * 1024
 class WholeEvents:
     """Cuts the pieces of a stream where events end. A piece that ends with one passes uncopied."""
 
-    __slots__ = ("_is_cut", "_rest", "last")
+    __slots__ = ("held", "last")
 
     def __init__(self) -> None:
         self.last = b""
         """The bytes handed on last."""
-        self._rest = b""
-        self._is_cut = False
+        self.held = b""
+        """The beginning of an event that is not whole yet."""
 
     def take(self, piece: bytes) -> bytes:
         """What can be handed on now that `piece` has come; empty if no event is whole yet."""
-        if not self._rest and piece.endswith(_EVENT_ENDS):
-            self._is_cut = False
+        if not self.held and piece.endswith(EVENT_ENDS):
             self.last = piece
             return piece
-        return self._cut(self._rest + piece)
+        return self._cut(self.held + piece)
 
     def rest(self) -> bytes:
         """What was held back when the stream ended in good order."""
-        rest, self._rest = self._rest, b""
+        rest, self.held = self.held, b""
         return rest
 
     def fresh_line(self) -> bytes:
         """What must stand before an event of our own."""
-        return b"\n\n" if self._is_cut else b""
+        return b"\n\n" if self.last and not self.last.endswith(EVENT_ENDS) else b""
 
     def _cut(self, data: bytes) -> bytes:
-        end = max((data.rfind(mark) + len(mark) for mark in _EVENT_ENDS if mark in data), default=0)
+        end = max((data.rfind(mark) + len(mark) for mark in EVENT_ENDS if mark in data), default=0)
         if len(data) - end > MAX_HELD_BYTES:
-            end, self._is_cut = len(data), True
-        elif end:
-            self._is_cut = False
-        whole, self._rest = data[:end], data[end:]
+            end = len(data)
+        whole, self.held = data[:end], data[end:]
         self.last = whole or self.last
         return whole
 
