@@ -53,14 +53,14 @@ def overhead(
     ],
     tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
     ttft_ms: Annotated[float, typer.Option(min=0, help="The variant's time to first token.")] = 50,
-    itl_ms: Annotated[float, typer.Option(min=0.1, help="The variant's time per token.")] = 20,
+    itl_ms: Annotated[float, typer.Option(min=0.1, help="The variant's time per token.")] = 10,
     steps: Annotated[
         bool,
         typer.Option(
-            help="Tokens of all streams at the same moments, as engines that batch send them; "
-            "--no-steps: each stream at its own, which costs relays most."
+            help="The tokens of all streams at the same moments, as engines that batch send them; "
+            "else each stream at its own."
         ),
-    ] = True,
+    ] = False,
     peers: Annotated[
         bool,
         typer.Option(

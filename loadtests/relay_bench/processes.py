@@ -100,7 +100,7 @@ def tail(log: Path, n_lines: int = 20) -> str:
 
 @contextlib.contextmanager
 def upstream(
-    folder: Path, ttft_ms: float, itl_ms: float, *, in_steps: bool = True
+    folder: Path, ttft_ms: float, itl_ms: float, *, in_steps: bool = False
 ) -> Iterator[int]:
     """The variant behind every way; yields its port."""
     port, log = free_port(), folder / "upstream.log"

@@ -225,7 +225,7 @@ async def test_an_engines_step_ends_for_all_its_streams_at_once(tmp_path):
     """First tokens come at their own time, the others of all streams together."""
     body = json.dumps({"stream": True, "max_tokens": 5, "model": MODEL}).encode()
     request = b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
-    with upstream(tmp_path, ttft_ms=10, itl_ms=100) as port:
+    with upstream(tmp_path, ttft_ms=10, itl_ms=100, in_steps=True) as port:
 
         async def arrivals(delay_s: float) -> list[float]:
             await asyncio.sleep(delay_s)
