@@ -14,9 +14,8 @@ from serve_app.simulate.measured import read_curves
 from serve_app.simulate.study import Question, answer, capacity_per_s
 from serve_app.simulate.trace import Tokens, burst, draw
 
-CURVES = tuple(
-    read_curves(Path(__file__).parents[2] / "serve_app" / "simulate" / "example" / "curves.yaml")
-)
+EXAMPLE = Path(__file__).parents[2] / "serve_app" / "simulate" / "example"
+CURVES = tuple(read_curves(EXAMPLE / "curves.yaml"))
 RUNGS = ("baseline", "rtn-bfloat16", "gguf-q4-k-m")
 QUALITY = dict(zip(RUNGS, (1.0, 0.985, 0.97), strict=True))
 TOKENS = Tokens(16, 64)
@@ -50,6 +49,17 @@ def test_a_burst_of_twice_the_capacity(shape, seed):
     assert found.fixed.violation_share > 0.7  # without a ladder the burst is a catastrophe
     assert found.ladder.turns == bursts(shape)
     assert found.played.shares[-1][1][RUNGS[0]] == 10_000  # and all is back in the end
+
+
+@pytest.mark.parametrize("shape", ["square", "ramp", "two"])
+def test_the_same_on_curves_of_a_campaign_on_vllm_engines(shape):
+    curves = tuple(read_curves(EXAMPLE / "reference.yaml"))
+    rungs = ("baseline", "int8", "gptq")
+    config = LadderConfig(rungs=rungs, ttft_p95_ms=250)
+    capacity = capacity_per_s(curves, config, TOKENS.mean, {})["baseline"]
+    trace = draw(burst(shape, capacity, 2.0, 0.5, 60.0), TOKENS, 7)
+    quality = dict(zip(rungs, (1.0, 0.998, 0.985), strict=True))
+    holds(answer(Question(config, curves, quality, trace, {})), shape)
 
 
 @pytest.mark.parametrize("n_routers", [2, 4])
