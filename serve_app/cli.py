@@ -118,11 +118,13 @@ def _mount() -> None:
     from serve_app.quantize.cli import gate, quantize
     from serve_app.recommend.cli import recommend
     from serve_app.reference.cli import app as reference_app
+    from serve_app.rollouts.cli import rollout
+    from serve_app.simulate.cli import app as simulate_app
     from serve_app.store.cli import app as store_app
     from serve_app.tenants_cli import keys
 
     commands: tuple[Callable[..., None], ...] = (
-        *(doctor, plan, calibrate, quantize, gate, recommend, pipeline, family),
+        *(doctor, plan, calibrate, quantize, gate, recommend, pipeline, family, rollout),
         *(loads.loadtest, loads.report, loads.compare, loads.load_worker),
     )
     for command in commands:
@@ -131,6 +133,7 @@ def _mount() -> None:
     app.add_typer(reference_app, name="reference")
     app.add_typer(keys, name="keys")
     app.add_typer(store_app, name="store")
+    app.add_typer(simulate_app, name="simulate")
     bench.command()(overhead)
     app.add_typer(bench, name="bench")
 
