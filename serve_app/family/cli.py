@@ -5,15 +5,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from serve_app.domain.errors import BuildError, ConfigError, EngineError
+from serve_app.domain.verdict import Verdict
 from serve_app.quantize.catalogue import recipe, recipes
 from serve_app.quantize.recipes import Recipe
+
+if TYPE_CHECKING:
+    from serve_app.domain.quality import QualityReport
+
+QUALITY = Path("quality") / "quality.json"
+ATTEMPTS = 2
+"""An engine that woke too late for its first requests is asked for what is missing once more."""
 
 
 def family(
@@ -70,7 +78,10 @@ def _judge(chosen: Sequence[Recipe], out: Path, port: int, full: bool) -> None:
         words = ["eval", "--base-url", f"{serve.base_url}/v1", "--baseline", chosen[0].name]
         words += ["--out", str(out / "quality"), "--timeout-s", "300"]
         words += [] if full else ["--quick"]
-        _quantile(words, EngineError, allowed=(0, 1, 3))
+        for _ in range(ATTEMPTS):
+            _quantile(words, EngineError, allowed=(0, 1, 3))
+            if Verdict.ERROR not in {each.verdict for each in _report(out).variants}:
+                break
 
 
 def _time(names: Sequence[str], out: Path, rounds: int) -> None:
@@ -83,15 +94,12 @@ def _time(names: Sequence[str], out: Path, rounds: int) -> None:
 
 def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> bool:
     """Print and write the table. Whether no variant failed; one that is undecided did not."""
-    from serve_app.domain.quality import decode_report
-    from serve_app.domain.verdict import Verdict
     from serve_app.family.table import HEAD, cells, markdown, rows
     from serve_app.reference.build import weights_bytes
     from serve_app.reference.locate import has_twin, resolve
     from serve_app.reference.speed import result_from_json
 
-    quality = out / "quality" / "quality.json"
-    report = decode_report(quality.read_bytes(), str(quality))
+    report = _report(out)
     speed = result_from_json(json.loads((out / "speed.json").read_text(encoding="utf-8")))
     sizes = {each.name: weights_bytes(resolve(f"reference://{each.name}")) for each in chosen}
     twins = {each.name: has_twin(each.name) for each in chosen}
@@ -103,8 +111,14 @@ def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> bool:
     for row in table:
         shown.add_row(*cells(row))
     console.print(shown)
-    console.print(f"{out / 'family.md'}, {quality}, {out / 'speed.json'}")
+    console.print(f"{out / 'family.md'}, {out / QUALITY}, {out / 'speed.json'}")
     return not {each.verdict for each in report.variants} & {Verdict.FAIL, Verdict.ERROR}
+
+
+def _report(out: Path) -> "QualityReport":
+    from serve_app.domain.quality import decode_report
+
+    return decode_report((out / QUALITY).read_bytes(), str(out / QUALITY))
 
 
 def _each(option: str, values: Sequence[str]) -> list[str]:
