@@ -46,6 +46,12 @@ from tests.fakes.wire import Wire
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
 
 RATE_PER_S = 10.0
+ENV = {
+    "RAY_metrics_report_interval_ms": "1000",
+    # HAProxy's other ports, so that another instance may run beside this one.
+    "RAY_SERVE_HAPROXY_METRICS_PORT": "9171",
+    "RAY_SERVE_HAPROXY_STATS_PORT": "8471",
+}
 N_FUZZED = 1500
 SETTLE_S = 2.0
 SEEN_S = 0.25
@@ -167,8 +173,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("drill")
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(Config().file(), sort_keys=False))
-    quick = {"RAY_metrics_report_interval_ms": "1000"}
-    with LocalServe(file, log=folder / "serve.log", ready_timeout_s=180, environ=quick) as running:
+    with LocalServe(file, log=folder / "serve.log", ready_timeout_s=180, environ=ENV) as running:
         yield running
         children = psutil.Process(running.pid).children(recursive=True)
     _, alive = psutil.wait_procs(children, timeout=20)
