@@ -83,6 +83,7 @@ EDGES = {
         "serve_app.app",
         "serve_app.serving.placement",
         "serve_app.serving.serve_status",  # asks Serve for its status
+        "serve_app.telemetry.engine_metrics",
         "serve_app.telemetry.metrics",
         "loadtests.relay_bench",
     },
