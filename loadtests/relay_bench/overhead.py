@@ -20,7 +20,7 @@ from loadtests.relay_bench.processes import plain_haproxy, run_client, upstream
 from loadtests.relay_bench.upstream import CHAT, MODEL, TOKEN
 
 SAMPLES_PER_ROUND = 96
-MAX_REQUESTS = 40
+MAX_REQUESTS = 50
 SOLO_TOKENS = 8
 """Tokens at a single client: it has to ask often, and one stream after the other takes long."""
 
