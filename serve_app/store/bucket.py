@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Bucket:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     return None
                 raise
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 data: bytes = body.read(MAX_RECORD_BYTES)
         return data
 

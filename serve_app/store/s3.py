@@ -3,7 +3,7 @@ list and to read; boto3 finds credentials and region in its usual places."""
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -110,7 +110,7 @@ class S3Source(Source):
         place = self.place
         with refusing(self.locate(name)):
             answer = self._client.get_object(Bucket=place.bucket, Key=place.folder + name)
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 data: bytes = body.read(MAX_RECORD_BYTES)
         return data
 
@@ -122,7 +122,7 @@ class S3Source(Source):
                 Key=place.folder + name,
                 Range=f"bytes={start}-{start + length - 1}",
             )
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:  # its own `with` gives the raw stream
                 if "ContentRange" not in answer:  # a store that knows no ranges sends all of it
                     _skip(body, start)
                 while length and (piece := body.read(min(length, PIECE_BYTES))):

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import pytest
 
 from serve_app.config.parse import parse
 from serve_app.config.schema import VariantArgs
-from serve_app.domain.errors import CheckpointError, UnreachableError
+from serve_app.domain.errors import CheckpointError, ConfigError, UnreachableError
 from serve_app.domain.units import MIB
-from serve_app.serving.variant_server import VariantServer, preflight
-from serve_app.store import fetch, s3
+from serve_app.serving.variant_server import VariantServer, engine_spec, preflight
+from serve_app.store import fetch, s3, stream
 from serve_app.store.bucket import Bucket
 from serve_app.store.cache import STORE_DIR, Cache
-from serve_app.store.manifest import read_manifest, verify
+from serve_app.store.manifest import list_files, read_manifest, verify
 from serve_app.store.place import s3_place
 from serve_app.store.progress import Silent
 from serve_app.store.pull import PullSettings, into_cache, into_folder
@@ -57,7 +59,7 @@ def proxy(store, monkeypatch):
         yield between
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_retries_inside(monkeypatch):
     """What boto3 retries by itself would hide whether we do."""
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
@@ -141,9 +143,7 @@ class TestPush:
             "manifest.json"
         ]
 
-    def test_one_that_breaks_off_is_not_seen_and_the_next_sends_the_rest(
-        self, proxy, gptq, no_retries_inside
-    ):
+    def test_one_that_breaks_off_is_not_seen_and_the_next_sends_the_rest(self, proxy, gptq):
         proxy.decide = lambda request: (
             Fault("slow_down") if request.method == "PUT" and "tokeni" in request.path else None
         )
@@ -179,8 +179,8 @@ class TestPush:
     def test_a_folder_that_was_changed_since_it_was_made_is_not_pushed(self, store, gptq):
         uri = pushed(gptq)
         folder = into_cache(uri, Cache(), QUICK).folder
-        (folder / "config.json").write_text("{}")
-        with pytest.raises(CheckpointError, match=r"is not as it was made: config\.json"):
+        (folder / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"is not as it was made: tokenizer\.json"):
             pushed(folder)
 
     def test_refusals(self, store, gptq, tmp_path):
@@ -240,9 +240,7 @@ class TestPull:
             with_authorization(lambda: pushed(gptq))
 
     @pytest.mark.parametrize("kind", ["reset", "truncate", "slow_down", "stall"])
-    def test_what_breaks_on_the_way_is_tried_again(
-        self, proxy, tmp_path, kind, no_retries_inside, monkeypatch
-    ):
+    def test_what_breaks_on_the_way_is_tried_again(self, proxy, tmp_path, kind, monkeypatch):
         monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1)
         monkeypatch.setattr(Source, "part_bytes", MIB)
         folder = write_large(tmp_path / "large", 6, shard_mib=3)
@@ -262,7 +260,7 @@ class TestPull:
         assert same_files(folder, lease.folder)
         assert proxy.data_bytes <= total_bytes(lease.folder) + len(broken) * MIB
 
-    def test_a_store_that_stays_away_is_given_up(self, proxy, gptq, no_retries_inside):
+    def test_a_store_that_stays_away_is_given_up(self, proxy, gptq):
         uri = pushed(gptq)
         proxy.decide = lambda request: Fault("slow_down")
         with pytest.raises(UnreachableError, match=f"cannot read {PREFIX.uri}@.*SlowDown"):
@@ -363,8 +361,8 @@ class TestProcesses:
         assert proxy.data_bytes <= total_bytes(lease.folder) + Source.part_bytes
 
 
-def variant(uri, method="gptq"):
-    content = {"model": "m", "name": "a", "checkpoint": uri, "method": method}
+def variant(uri, method="gptq", **more):
+    content = {"model": "m", "name": "a", "checkpoint": uri, "method": method, **more}
     return parse(VariantArgs, content, where="test")
 
 
@@ -421,6 +419,56 @@ class TestReplica:
             preflight(variant(pushed(gptq), "awq"))
 
 
+class TestStream:
+    """`load_format: runai_streamer`: vLLM's own loader reads S3, where its packages are."""
+
+    ENGINE: ClassVar = {"engine_args": {"load_format": "runai_streamer"}}
+
+    def test_without_the_packages_it_says_how_to_have_them(self, store, gptq, monkeypatch):
+        monkeypatch.setattr(stream, "_PACKAGES", ("no_such_streamer",))
+        args = variant(pushed(gptq), engine=self.ENGINE)
+        assert preflight(args)[0] is None
+        with pytest.raises(ConfigError, match=r"no-such-streamer.*pip install 'runai-model-strea"):
+            engine_spec(args, ("m",), None)
+
+    def test_the_engine_gets_the_folder_in_s3(self, store, gptq, monkeypatch):
+        monkeypatch.setattr(stream, "_PACKAGES", ())
+        uri = pushed(gptq)
+        monkeypatch.delenv("RUNAI_STREAMER_S3_ENDPOINT", raising=False)
+        spec = engine_spec(variant(uri, engine=self.ENGINE), ("m",), None)
+        assert spec.model_uri == f"{PREFIX.uri}/{s3_place(uri).digest}"
+        assert os.environ["RUNAI_STREAMER_S3_ENDPOINT"] == store.url
+        assert Cache().entries() == []
+        plain = engine_spec(variant(uri), ("m",), gptq)
+        assert (plain.model_uri, plain.checkpoint_dir) == (None, gptq)
+
+    @pytest.mark.parametrize(
+        ("gate", "is_streamed"),
+        [
+            ({}, True),
+            ({"passed": False}, False),
+            ({"judged": "twin"}, False),
+            ({"manifest_sha256": "0" * 64}, False),
+            (None, False),
+        ],
+    )
+    def test_a_variant_of_ours_must_have_passed_its_gate(
+        self, store, gptq, monkeypatch, gate, is_streamed
+    ):
+        monkeypatch.setattr(stream, "_PACKAGES", ())
+        (gptq / "quantile.json").write_text('{"method": "gptq"}')
+        if gate is not None:
+            digest = list_files(gptq).digest()
+            verdict = {"manifest_sha256": digest, "passed": True, "result": {}, "key": {}, **gate}
+            (gptq / "gate.json").write_bytes(msgspec.json.encode(verdict))
+        args = variant(pushed(gptq), engine=self.ENGINE)
+        if is_streamed:
+            assert engine_spec(args, ("m",), None).model_uri
+        else:
+            with pytest.raises(CheckpointError, match="has not passed the correctness gate"):
+                engine_spec(args, ("m",), None)
+
+
 class TestHub:
     @pytest.fixture
     def hub(self, store, tmp_path, monkeypatch):
@@ -470,7 +518,7 @@ class TestHub:
             [*COMMAND, "pull", "hf://TheBloke/Llama-2-7B-Chat-GPTQ"], capture_output=True, text=True
         )
         assert done.returncode != 0
-        assert "is damaged: need sha256:" in done.stderr
+        assert "is damaged: need git:" in " ".join(done.stderr.split())
         assert Cache().entries()[0].is_whole is False
 
 
