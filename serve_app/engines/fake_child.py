@@ -5,12 +5,12 @@ process ends with its replica.
 """
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -47,7 +47,7 @@ class FakeChildEngine:
     version = "fake"
 
     def __init__(
-        self, script: FakeScript, process: asyncio.subprocess.Process, address: str
+        self, script: FakeScript, process: "subprocess.Popen[bytes]", address: str
     ) -> None:
         self.context_length = script.max_model_len
         self.facts = {"engine": self.version, "engine_pid": str(process.pid)}
@@ -61,7 +61,7 @@ class FakeChildEngine:
     @property
     def alive(self) -> bool:
         """False once the process has ended, or did not answer."""
-        return self._process.returncode is None and not self._broke
+        return self._process.poll() is None and not self._broke
 
     def load(self) -> EngineLoad:
         """Requests that were relayed and are not over."""
@@ -79,7 +79,7 @@ class FakeChildEngine:
     async def shutdown(self) -> None:
         """End the process; safe to call twice."""
         await self._upstream.close()
-        await _end(self._process, self._address)
+        await asyncio.to_thread(_end, self._process, self._address)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -114,21 +114,20 @@ async def start(names: tuple[str, ...], script: FakeScript) -> FakeChildEngine:
     folder = tempfile.mkdtemp(prefix="quantile-fake-")  # its mode is 0700
     address = os.path.join(folder, "engine.sock")
     order = ChildOrder(names, script, address, os.getpid())
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __name__,
-        msgspec.json.encode(order).decode(),
-        stdout=asyncio.subprocess.PIPE,
+    # Not asyncio's: a replica's loop runs beside Ray's threads, where forking, and hearing of a
+    # child's end, are Ray's. From this thread, as the child ends with the thread that made it.
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", __name__, msgspec.json.encode(order).decode()],
+        stdout=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for the replica, which then ends it
     )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            if not await process.stdout.readline():
+            if not await asyncio.to_thread(process.stdout.readline):
                 raise EngineError("the fake engine's process ended before it took requests")
     except BaseException as error:
-        await _end(process, address)
+        await asyncio.to_thread(_end, process, address)
         if isinstance(error, TimeoutError):
             said = f"the fake engine did not start within {START_TIMEOUT_S:g} s"
             raise EngineError(said) from error
@@ -136,16 +135,15 @@ async def start(names: tuple[str, ...], script: FakeScript) -> FakeChildEngine:
     return FakeChildEngine(script, process, address)
 
 
-async def _end(process: asyncio.subprocess.Process, address: str) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+def _end(process: "subprocess.Popen[bytes]", address: str) -> None:
+    process.terminate()
     try:
-        async with asyncio.timeout(STOP_GRACE_S):
-            await process.wait()
-    except TimeoutError:  # open streams hold uvicorn back
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        process.wait(STOP_GRACE_S)
+    except subprocess.TimeoutExpired:  # open streams hold uvicorn back
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
     shutil.rmtree(Path(address).parent, ignore_errors=True)
 
 
