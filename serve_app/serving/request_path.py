@@ -1,6 +1,7 @@
 """The way of one request through the router: who asks, where it goes, and what became of it."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,12 @@ from serve_app.serving.limits import Ending
 from serve_app.serving.passing import AnswerCutError, pass_on
 from serve_app.serving.relay import Answer, Relay
 from serve_app.serving.request_head import RequestHead, parse_head
+from serve_app.serving.router_gauges import Repeating, tell
 from serve_app.serving.served_alias import Flight, ServedAlias
 from serve_app.serving.shadow_tap import Tap
 from serve_app.serving.watch import Watch
 from serve_app.telemetry.meters import Meters
+from serve_app.telemetry.tracing import SPAN, RequestSpan
 
 HTTP_OK, HTTP_BAD_REQUEST = 200, 400
 STARTED = "quantile.answer_started"
@@ -53,10 +56,14 @@ class RequestPath:
         self._args = args
         self._relay = relay
         self._meters = meters
+        self._spans = meters.spans
         self._directory = directory
         self._clock = clock
         self._served: dict[str, ServedAlias] = {}
         self._ladders: tuple[LadderLoop, ...] = ()
+        self._in_flight: Counter[str] = Counter()
+        self._variants: frozenset[str] = frozenset()
+        self._gauges = Repeating(self._stands)
         self._admission = Admission(clock, meters.admission)
         self._attempts = Attempts(
             relay, directory, meters.router, clock, args.wake_timeout_s, in_serve=in_serve
@@ -78,6 +85,8 @@ class RequestPath:
         ladders = (each.ladder for each in self._served.values())
         self._ladders = tuple(ladder for ladder in ladders if ladder.state is not None)
         self.aliases = aliases
+        self._variants = frozenset(config.variants)
+        self._gauges.start()
 
     def rules(self) -> dict[str, AliasRules]:
         """The rules by public name. Raises VariantUnavailableError while there are none."""
@@ -87,10 +96,13 @@ class RequestPath:
 
     def close(self) -> None:
         """Stop ladders, shadows, and the watches on the file of keys and on this replica's end."""
+        self._gauges.close()
         for served in self._served.values():
             served.close()
         self._admission.close()
         self._attempts.close()
+        if self._spans is not None:
+            self._spans.close()
 
     def view(self) -> dict[str, Any]:
         """For `/status`: the state of this replica."""
@@ -103,12 +115,33 @@ class RequestPath:
             },
         }
 
+    def _stands(self) -> None:
+        tell(
+            self._meters.router,
+            self._variants,
+            self._directory,
+            self._in_flight,
+            self._attempts.breaker_states(),
+            self._served,
+        )
+
     def identify(self, scope: Scope) -> None:
         """Whether the caller may ask anything. Raises InvalidKeyError, HeadersTooLargeError."""
         self._admission.identify(scope)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request that is to be relayed. Raises the errors of `QuantileError`."""
+        if self._spans is None:
+            await self._serve(scope, receive, send)
+            return
+        with self._spans.request(scope, f"route {scope['path']}", {}) as traced:
+            try:
+                await self._serve(traced, receive, send)
+            finally:
+                if STARTED in traced:
+                    scope[STARTED] = True
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         deadline_s = self._attempts.deadline_s(scope["headers"], self._clock())
         principal = self._admission.identify(scope)
         times = self._admission.body_times
@@ -119,19 +152,22 @@ class RequestPath:
             alias, pin = parse_model(head.model, self.rules())
             principal.require(alias, pin)
             assumed = self._admission.config.assumed_completion_tokens
+            parsed_s = self._clock() - watch.arrived_s
             ticket = await self._admission.enter(principal, head.need(len(body), assumed))
         try:
             served = self._served[alias]
             caller = _caller(head, scope, served.rules, ticket)
-            asked = _Asked(scope, body, served, caller, pin, ticket, watch, deadline_s)
+            asked = _Asked(scope, body, served, caller, pin, ticket, watch, deadline_s, parsed_s)
             await self._relay_to_variant(asked, send)
         finally:
             ticket.release()
 
     async def _relay_to_variant(self, asked: "_Asked", send: Send) -> None:
-        flight = Flight(self._ladders)
+        flight = Flight(self._ladders, self._in_flight)
         try:
             decision = self._decide(asked)
+            own_s = asked.parsed_s + self._clock() - asked.ticket.began_s
+            self._meters.router.decided(own_s)
             flight.to(decision.variant)
             variant, reason, answer = await self._attempts.first_answer(
                 decision, asked.scope, asked.body, asked.deadline_s
@@ -153,6 +189,10 @@ class RequestPath:
             watch.tap(tap.piece)
         ticket.settle(None, None)
         asked.scope[STARTED] = True
+        span: RequestSpan | None = asked.scope.get(SPAN)
+        if span is not None:
+            shares_bp = asked.served.rules.split.shares_bp
+            span.routed(asked.served.name, variant, taken.reason, shares_bp)
         limit = self._attempts.limit(asked.deadline_s)
         path, marks = asked.scope["path"], ticket.headers()
         ending = None
@@ -174,6 +214,8 @@ class RequestPath:
             self._attempts.observe(variant, status, ending)
             self._meters.router.observed(seen)
             flight.over(seen)
+            if span is not None:
+                span.answered(seen)
             if tap is not None:
                 tap.ended(seen.status, seen.whole, seen.ttft_s, seen.duration_s)
             if status >= HTTP_BAD_REQUEST:
@@ -215,6 +257,8 @@ class _Asked:
     ticket: Ticket
     watch: Watch
     deadline_s: float | None
+    parsed_s: float
+    """From the whole request to admission."""
 
 
 def _caller(head: RequestHead, scope: Scope, rules: AliasRules, ticket: Ticket) -> Caller:

@@ -29,6 +29,7 @@ from serve_app.serving.http import (
     send_error,
     send_json,
 )
+from serve_app.telemetry.tracing import Spans
 
 _DEAD = (ENGINE_HEADER, b"dead")
 _PUBLIC_PREFIX = "/v1/"
@@ -38,8 +39,11 @@ _PUBLIC_PATHS = frozenset({"/tokenize", "/detokenize", "/health", "/metrics"})
 class VariantFront:
     """The ASGI application of one variant's replica."""
 
-    def __init__(self, engine: Engine, card: VariantCard, token: str) -> None:
+    def __init__(
+        self, engine: Engine, card: VariantCard, token: str, spans: Spans | None = None
+    ) -> None:
         self._engine = engine
+        self._spans = spans
         self._card = asdict(card)
         self._token = token.encode()
         self._mark = (VARIANT_HEADER, card.name.encode())
@@ -63,7 +67,19 @@ class VariantFront:
             await send_json(send, 200, self._card, [self._mark])
         else:
             self.served_total += scope["method"] == "POST"
-            await self._serve(scope, receive, self._marked(send))
+            await self._traced(scope, receive, self._marked(send))
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._spans is None or scope["method"] != "POST":
+            await self._serve(scope, receive, send)
+            return
+        told = {
+            "quantile.variant": self._card["name"],
+            "quantile.method": self._card["method"],
+            "quantile.engine": self._card["engine"],
+        }
+        with self._spans.request(scope, f"variant {self._card['name']}", told) as traced:
+            await self._serve(traced, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -24,7 +24,13 @@ from serve_app.store.seal import require_sealed
 from serve_app.store.source import open_source
 from serve_app.store.stream import is_streamed, stream_uri
 from serve_app.telemetry.engine_metrics import EngineMetrics, keep_copying
-from serve_app.telemetry.metrics import LoadMetrics, ServeLoadMetrics, ServeMemoryMetrics
+from serve_app.telemetry.metrics import (
+    LoadMetrics,
+    ServeEngineFacts,
+    ServeLoadMetrics,
+    ServeMemoryMetrics,
+)
+from serve_app.telemetry.tracing import spans_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -99,6 +105,7 @@ class VariantServer:
         self._args = args
         self._load_metrics = load_metrics
         self._engine_metrics = engine_metrics
+        self._spans = spans_of("quantile-variant")
         self._engine: Engine | None = None
         self._front: VariantFront | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -128,9 +135,9 @@ class VariantServer:
             engine=engine.version,
             facts={"checkpoint": args.checkpoint, **engine.facts},
         )
-        self._front = VariantFront(engine, card, token)
+        self._front = VariantFront(engine, card, token, self._spans)
         self._load_watch = asyncio.create_task(
-            _publish_load(engine, self._load_metrics(args.name)), name="load"
+            _publish_load(engine, self._load_metrics(args.name), self._facts(card)), name="load"
         )
         self._metrics_copy = asyncio.create_task(
             keep_copying(engine, self._engine_metrics(card)), name="engine metrics"
@@ -150,6 +157,10 @@ class VariantServer:
         engine, watch = await start_in_turn(self._args, spec, facts, metrics)
         self._watch = watch.start()
         return engine
+
+    def _facts(self, card: VariantCard) -> ServeEngineFacts:
+        gpu = self._args.gpu
+        return ServeEngineFacts(card, gpu.type if gpu else None, gpu.fraction if gpu else None)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve at intervals; `scaling.serve_policy` reads it in the controller."""
@@ -176,11 +187,14 @@ class VariantServer:
                 watch.cancel()
         if self._engine is not None:
             await self._engine.shutdown()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
 
-async def _publish_load(engine: Engine, metrics: LoadMetrics) -> None:
+async def _publish_load(engine: Engine, metrics: LoadMetrics, facts: ServeEngineFacts) -> None:
     """Sampled, since counting at each step costs the engine a hundredth of its speed."""
     while True:
         load = engine.load()
         metrics.load(load.running, load.waiting, load.kv_use)
+        facts.stands()
         await asyncio.sleep(LOAD_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""All that one router replica counts with, in one hand."""
+"""All that one router replica counts and traces with, in one hand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from serve_app.telemetry.metrics import (
     ServeShadowMetrics,
     ShadowMetrics,
 )
+from serve_app.telemetry.tracing import Spans, spans_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,16 @@ class Meters:
     shadow: ShadowMetrics
     admission: AdmissionMetrics
     ladder: Callable[[str], LadderMetrics]
+    spans: Spans | None = None
+    """None: requests are not traced."""
 
 
 def serve_meters() -> Meters:
     """Through `ray.serve.metrics`: inside a Serve replica."""
-    return Meters(ServeMetrics(), ServeShadowMetrics(), ServeAdmissionMetrics(), ServeLadderMetrics)
+    return Meters(
+        ServeMetrics(),
+        ServeShadowMetrics(),
+        ServeAdmissionMetrics(),
+        ServeLadderMetrics,
+        spans_of("quantile-router"),
+    )

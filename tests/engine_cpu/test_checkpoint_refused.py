@@ -9,17 +9,10 @@ import yaml
 from serve_app.domain.errors import EngineError
 from serve_app.serving.local_serve import LocalServe
 from tests.engine_cpu.conftest import CONFIG
+from tests.fakes.beside import beside
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 PORT = 8101
-# A second Serve on one machine: else its HAProxy would find the other instance's replicas.
-ENVIRON = {
-    "RAY_SERVE_HAPROXY_METRICS_PORT": "9111",
-    "RAY_SERVE_HAPROXY_STATS_PORT": "8414",
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "8510",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "31100",
-    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "31200",
-}
 
 
 def config_of_one(tmp_path: Path, **changes) -> Path:
@@ -41,7 +34,7 @@ def test_the_declared_method_must_be_the_real_one(family, tmp_path):
         pytest.raises(
             EngineError, match="declares gptq, but the checkpoint is unquantized bfloat16"
         ),
-        LocalServe(config, log=tmp_path / "serve.log", environ=ENVIRON),
+        LocalServe(config, log=tmp_path / "serve.log", environ=beside(1)),
     ):
         pass
     assert time.monotonic() - start < 60
@@ -52,7 +45,7 @@ def test_an_unknown_engine_argument_is_refused_with_vllms_list(family, tmp_path)
     config = config_of_one(tmp_path, engine={"engine_args": {"max_model_length": 512}})
     with (
         pytest.raises(EngineError, match=r"max_model_length is not an argument of vLLM's server"),
-        LocalServe(config, log=tmp_path / "serve.log", environ=ENVIRON),
+        LocalServe(config, log=tmp_path / "serve.log", environ=beside(1)),
     ):
         pass
     assert "EngineCore" not in (tmp_path / "serve.log").read_text()

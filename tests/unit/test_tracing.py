@@ -1,0 +1,178 @@
+"""Spans of the router and of a variant, in memory."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from serve_app.config.schema import RouterArgs, RouterUserConfig
+from serve_app.config.tracing import traces_endpoint
+from serve_app.serving.router_app import RouterApp
+from serve_app.serving.upstream import UpstreamTruncatedError
+from serve_app.serving.variant_front import VariantFront
+from serve_app.telemetry.tracing import Spans, spans_of
+from tests.fakes.asgi import Exchange
+from tests.fakes.engine import StubEngine
+from tests.fakes.metrics import recording_meters
+from tests.fakes.relay import FakeAnswer, FakeApplications, FakeRelay, FakeSleepers, busy, card_of
+
+CHAT = "/v1/chat/completions"
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+CONTEXT = ("traceparent", f"00-{TRACE}-{PARENT}-01")
+USAGE = b'{"usage":{"prompt_tokens":30,"completion_tokens":12,"total_tokens":42}}'
+TOKEN = "0123456789abcdef"
+
+
+class Traced:
+    """A router over two scripted variants, and what it exported."""
+
+    def __init__(self, **provider) -> None:
+        self.exporter = InMemorySpanExporter()
+        made = TracerProvider(**provider)
+        made.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.spans = Spans(made)
+        self.relay = FakeRelay("a", "b")
+        meters = replace(recording_meters(), spans=self.spans)
+        args = RouterArgs(model="m", probe_interval_s=0.001)
+        self.app = RouterApp(args, self.relay, meters, FakeApplications(), FakeSleepers())
+        self.app.configure(RouterUserConfig(split={"a": 10_000, "b": 0}, fallback=("b",)))
+
+    async def chat(self, *headers, **body):
+        return await Exchange(self.app, "POST", CHAT, {"model": "m", **body}, headers)()
+
+    @property
+    def span(self):
+        (span,) = self.exporter.get_finished_spans()
+        return span
+
+    def sent_on(self):
+        """Trace id and span id of the context that the variant got."""
+        (scope, _), *_ = self.relay.requests
+        values = [value.decode() for name, value in scope["headers"] if name == b"traceparent"]
+        (value,) = values
+        return tuple(value.split("-")[1:3])
+
+
+@pytest.fixture
+async def traced():
+    traced = Traced()
+    yield traced
+    traced.app.close()
+    await asyncio.sleep(0)
+
+
+async def test_a_span_continues_the_clients_trace_and_the_variant_gets_its_context(traced):
+    traced.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    await traced.chat(CONTEXT, messages=[{"role": "user", "content": "a secret"}])
+    span = traced.span
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert f"{span.parent.span_id:016x}" == PARENT
+    assert traced.sent_on() == (TRACE, f"{span.context.span_id:016x}")
+    assert span.name == "route m"
+    told = dict(span.attributes)
+    assert told.pop("gen_ai.server.time_to_first_token") >= 0
+    assert told == {
+        "http.request.method": "POST",
+        "url.path": CHAT,
+        "http.response.status_code": 200,
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "m",
+        "gen_ai.response.model": "m@a",
+        "gen_ai.usage.input_tokens": 30,
+        "gen_ai.usage.output_tokens": 12,
+        "quantile.variant": "a",
+        "quantile.route.reason": "weighted",
+        "quantile.split": "a=10000,b=0",
+        "quantile.whole": True,
+    }
+    assert "secret" not in span.to_json()
+
+
+async def test_without_a_context_a_trace_begins(traced):
+    await traced.chat()
+    assert traced.span.parent is None
+    assert traced.sent_on()[0] == f"{traced.span.context.trace_id:032x}"
+
+
+async def test_a_fallback_shows_who_served(traced):
+    traced.relay.scripts["a"] = busy()
+    await traced.chat()
+    assert traced.span.attributes["quantile.variant"] == "b"
+    assert traced.span.attributes["quantile.route.reason"] == "fallback"
+
+
+async def test_a_refused_request_is_an_error_without_its_words(traced):
+    await traced.chat(model="a secret")
+    assert traced.span.attributes["error.type"] == "UnknownModelError"
+    assert not traced.span.status.is_ok
+    assert "secret" not in traced.span.to_json()
+    assert traced.relay.requests == []
+
+
+async def test_an_answer_that_breaks_off_is_an_error(traced):
+    sse = (("content-type", "text/event-stream"),)
+    traced.relay.scripts["a"] = lambda: FakeAnswer(
+        b"data: {}\n\n", UpstreamTruncatedError("gone"), headers=sse
+    )
+    await traced.chat(stream=True)
+    assert traced.span.attributes["quantile.whole"] is False
+    assert not traced.span.status.is_ok
+
+
+async def test_what_is_not_sampled_is_not_exported_and_its_context_says_so():
+    traced = Traced(sampler=ALWAYS_OFF)
+    await traced.chat(CONTEXT)
+    assert traced.exporter.get_finished_spans() == ()
+    (scope, _), *_ = traced.relay.requests
+    assert dict(scope["headers"])[b"traceparent"].endswith(b"-00")
+    traced.app.close()
+    await asyncio.sleep(0)
+
+
+async def test_a_variants_span_is_the_routers_child_and_the_engines_parent():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(dict(scope["headers"])[b"traceparent"].decode())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    front = VariantFront(StubEngine(app), card_of("awq"), TOKEN, Spans(provider))
+    headers = [CONTEXT, ("x-quantile-internal", TOKEN)]
+    await Exchange(front, "POST", CHAT, {"model": "m"}, headers)()
+    await Exchange(front, "GET", "/v1/models", b"", headers)()
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "variant awq" and f"{span.parent.span_id:016x}" == PARENT
+    assert seen[0].split("-")[1:3] == [TRACE, f"{span.context.span_id:016x}"]
+    assert seen[1] == CONTEXT[1], "a probe is no request"
+    assert span.attributes["quantile.method"] == "gptq"
+
+
+@pytest.mark.parametrize(
+    ("environ", "where"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, "http://c:4317"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t:4317",
+            },
+            "http://t:4317",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_SDK_DISABLED": "true"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_TRACES_EXPORTER": "none"}, None),
+    ],
+)
+def test_opentelemetrys_own_variables_decide(environ, where):
+    assert traces_endpoint(environ) == where
+    if where is None:
+        assert spans_of("quantile-router", environ) is None
