@@ -229,6 +229,8 @@ class RouterUserConfig(AliasConfig):
     """Variants with `min_replicas: 0`: without a replica they are asleep, not down."""
     admission: AdmissionConfig = AdmissionConfig()
     """Keys, limits and sizes."""
+    log_requests: bool = False
+    """A structured line per request in Serve's log: ids, variant, times, tokens; never its text."""
     resilience: ResilienceConfig = ResilienceConfig()
     """Retries, circuit breakers, timeouts."""
 

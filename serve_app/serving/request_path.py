@@ -28,6 +28,7 @@ from serve_app.serving.served_alias import Flight, ServedAlias
 from serve_app.serving.shadow_tap import Tap
 from serve_app.serving.watch import Watch
 from serve_app.telemetry.meters import Meters
+from serve_app.telemetry.request_log import log_answer
 from serve_app.telemetry.tracing import SPAN, RequestSpan
 
 HTTP_OK, HTTP_BAD_REQUEST = 200, 400
@@ -59,6 +60,7 @@ class RequestPath:
         self._spans = meters.spans
         self._directory = directory
         self._clock = clock
+        self.log_requests = False
         self._served: dict[str, ServedAlias] = {}
         self._ladders: tuple[LadderLoop, ...] = ()
         self._in_flight: Counter[str] = Counter()
@@ -74,6 +76,7 @@ class RequestPath:
         aliases = config.to_aliases(self._args.model)
         self._admission.configure(config.admission)
         self._attempts.configure(config.resilience)
+        self.log_requests = config.log_requests
         for name, rules in aliases.items():
             served = self._served.get(name)
             if served is None:
@@ -216,6 +219,10 @@ class RequestPath:
             flight.over(seen)
             if span is not None:
                 span.answered(seen)
+            if self.log_requests:
+                log_answer(
+                    asked.caller.request_id, ticket.tenant, asked.served.name, taken.reason, seen
+                )
             if tap is not None:
                 tap.ended(seen.status, seen.whole, seen.ttft_s, seen.duration_s)
             if status >= HTTP_BAD_REQUEST:

@@ -18,9 +18,11 @@ from serve_app.engines.engine import Receive, Scope, Send
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import (
     REASON_HEADER,
+    REQUEST_ID_HEADER,
     VARIANT_HEADER,
     ClientGoneError,
     Headers,
+    header,
     run_lifespan,
     send_error,
     send_json,
@@ -33,6 +35,7 @@ from serve_app.serving.serve_status import Applications, ServeStatus
 from serve_app.serving.sleepers import ServeSleepers, Sleepers
 from serve_app.serving.status import STATUS_AGE_S, status_of
 from serve_app.telemetry.meters import Meters
+from serve_app.telemetry.request_log import log_refusal
 
 RELAYED_PATHS = frozenset(
     {
@@ -102,13 +105,13 @@ class RouterApp:
             except ClientGoneError:
                 return
             except QuantileError as error:
-                await self._refuse(send, error)
+                await self._refuse(scope, send, error)
             except Exception:
                 if scope.get(STARTED):
                     raise
                 logger.exception("a request could not be routed")
                 error_500 = ServerError("the router failed on this request; its log says why")
-                await self._refuse(send, error_500)
+                await self._refuse(scope, send, error_500)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
@@ -159,7 +162,10 @@ class RouterApp:
     async def _answer(self, send: Send, status: int, body: object) -> None:
         await send_json(send, status, body, _marks(_NO_VARIANT, RouteReason.LOCAL))
 
-    async def _refuse(self, send: Send, error: QuantileError) -> None:
+    async def _refuse(self, scope: Scope, send: Send, error: QuantileError) -> None:
+        if self._path.log_requests:
+            request_id = header(scope["headers"], REQUEST_ID_HEADER)
+            log_refusal(request_id, scope["path"], error)
         self._metrics.answered(_NO_VARIANT, RouteReason.REJECTED, error.http_status)
         await send_error(send, error, _marks(_NO_VARIANT, RouteReason.REJECTED))
 

@@ -106,7 +106,7 @@ def test_every_campaign_asks_a_model_that_a_shipped_file_serves():
         (
             RouterUserConfig,
             {"split": {"a": 1}, "weights": {}},
-            ["weights", "fallback, ladder, resilience"],
+            ["weights", "fallback, ladder, log_requests"],
         ),
         (RouterArgs, {}, ["model is required"]),
         (RouterArgs, {"model": "m@a"}, ["model:", "'m@a'"]),
@@ -181,7 +181,7 @@ USER_CONFIG = "0.deployments.0.user_config"
             _set(f"{USER_CONFIG}.spilt", {}),
             [
                 "spilt is not a known key",
-                "admission, aliases, cohorts, fallback, ladder, resilience, shadow, sleepers",
+                "admission, aliases, cohorts, fallback, ladder, log_requests, resilience, shadow",
             ],
         ),
         (_set(f"{USER_CONFIG}.split", {"a": 9000}), ["have 9000", "by +1000"]),

@@ -230,3 +230,22 @@ async def test_latencies_and_tokens_are_observed(router):
     assert (seen.variant, seen.status, seen.whole) == ("a", 200, True)
     assert (seen.prompt_tokens, seen.completion_tokens) == (30, 12)
     assert 0 < seen.ttft_s <= seen.duration_s
+
+
+async def test_each_request_has_one_structured_line_that_says_nothing_of_its_text(router, caplog):
+    router.configure(log_requests=True)
+    router.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    with caplog.at_level("INFO", logger="ray.serve"):
+        await router.chat(("x-request-id", "r-1"), messages=[{"content": "a secret"}])
+        await router.chat(("x-request-id", "r-2"), model="a secret model")
+    answered, refused = (record for record in caplog.records if record.message == "request")
+    assert (answered.request, answered.tenant, answered.model) == ("r-1", "anonymous", "m")
+    assert (answered.variant, answered.route_reason, answered.status) == ("a", "weighted", 200)
+    assert (answered.prompt_tokens, answered.completion_tokens) == (30, 12)
+    assert 0 < answered.ttft_ms <= answered.duration_ms
+    assert (refused.request, refused.status, refused.code) == ("r-2", 404, "model_not_found")
+    assert "secret" not in repr([vars(answered), vars(refused)])
+    caplog.clear()
+    router.configure()
+    await router.chat()
+    assert not [record for record in caplog.records if record.message == "request"]
