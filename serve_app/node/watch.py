@@ -31,6 +31,9 @@ class MemoryMetrics(Protocol):
     def planned(self, device: str, n_bytes: int) -> None:
         """What the engine may hold on the device."""
 
+    def total(self, device: str, n_bytes: int) -> None:
+        """All that the device has."""
+
     def held(self, device: str, n_bytes: int, source: str) -> None:
         """What it holds; `source` is `pids` or `start`. Not called where nobody can tell."""
 
@@ -78,6 +81,7 @@ class MemoryWatch:
                 continue
             self._told.discard((device.key, "failed"))
             self._metrics.planned(device.key, self._need.need_bytes)
+            self._metrics.total(device.key, device.total_bytes())
             if held is None:
                 self._unattributed(device.key)
             else:

@@ -196,6 +196,10 @@ class Attempts:
         if breaker is not None:
             breaker.ended(self._clock(), broke=broke, error=not broke and status >= 500)
 
+    def breaker_states(self) -> dict[str, BreakerState]:
+        """Of the variants that have been asked, where breakers are on."""
+        return {name: breaker.state for name, breaker in self._breakers.items()}
+
     def view(self) -> dict[str, Any]:
         """What `GET /status` shows of this replica."""
         now_s = self._clock()

@@ -147,6 +147,11 @@ class LadderLoop:
         if self._metrics is not None:
             self._metrics.moved(before, self.state)
 
+    def tell(self) -> None:
+        """Tell the metrics where the ladder stands."""
+        if self.state is not None and self._metrics is not None:
+            self._metrics.stands(self.state)
+
     def view(self) -> dict[str, Any] | None:
         """For `/status`: rung, reason, and of each rung its share, limit and times; None: none."""
         if self.state is None or self._meter is None:

@@ -1,5 +1,6 @@
 """One public name as one router replica serves it: its rules, its ladder, its shadow."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,12 +51,16 @@ class ServedAlias:
 
 
 class Flight:
-    """One request on its way, as every ladder sees it: a variant may be a rung of several."""
+    """One request on its way, as every ladder sees it: a variant may be a rung of several.
 
-    __slots__ = ("_ladders", "_variant")
+    It is counted in `in_flight` while it is with a variant.
+    """
 
-    def __init__(self, ladders: Sequence[LadderLoop]) -> None:
+    __slots__ = ("_in_flight", "_ladders", "_variant")
+
+    def __init__(self, ladders: Sequence[LadderLoop], in_flight: Counter[str]) -> None:
         self._ladders = ladders
+        self._in_flight = in_flight
         self._variant: str | None = None
 
     def to(self, variant: str) -> None:
@@ -63,6 +68,7 @@ class Flight:
         if variant != self._variant:
             self.over(None)
             self._variant = variant
+            self._in_flight[variant] += 1
             for ladder in self._ladders:
                 ladder.started(variant)
 
@@ -76,4 +82,5 @@ class Flight:
         if self._variant is not None:
             for ladder in self._ladders:
                 ladder.ended(seen, self._variant)
+            self._in_flight[self._variant] -= 1
             self._variant = None

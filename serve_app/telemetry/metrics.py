@@ -1,7 +1,10 @@
 """What the router and the variants count, and how: through Ray Serve's metrics."""
 
+import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.observation import Observation
 from serve_app.routing.ladder import LadderState, shares_for
 from serve_app.telemetry import names
@@ -38,6 +41,18 @@ class RouterMetrics(Protocol):
         """A request's time was up: while `waiting`, before the `first_byte`, in the `stream`, or
         at the end of this replica's `drain`."""
 
+    def decided(self, own_s: float) -> None:
+        """A request's variant was chosen, after so many seconds of the router's own."""
+
+    def stands(
+        self, variant: str, *, ready: float, in_flight: int, breaker: str | None = None
+    ) -> None:
+        """Told every few seconds of each variant. `ready`: 1, 0.5 asleep, 0; `breaker` None: it
+        has none. Ray forgets a gauge that is not set again: a variant that is gone disappears."""
+
+    def split(self, alias: str, shares_bp: Mapping[str, int]) -> None:
+        """The same of each public name: the split in force."""
+
 
 class ServeMetrics:
     """Counts through `ray.serve.metrics`, which labels each series with application and replica."""
@@ -53,6 +68,10 @@ class ServeMetrics:
         self._breaker_state = _gauge(names.ROUTER_BREAKER_STATE)
         self._breaker_changes = _counter(names.ROUTER_BREAKER_CHANGES)
         self._deadlines = _counter(names.ROUTER_DEADLINES)
+        self._overhead = _histogram(names.ROUTER_OVERHEAD)
+        self._in_flight = _gauge(names.ROUTER_IN_FLIGHT)
+        self._ready = _gauge(names.ROUTER_VARIANT_READY)
+        self._split = _gauge(names.ROUTER_SPLIT)
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         """Labels come from our own closed sets, never from the request."""
@@ -83,6 +102,25 @@ class ServeMetrics:
         """Counted per request."""
         self._deadlines.inc(tags={"variant": variant, "where": where})
 
+    def decided(self, own_s: float) -> None:
+        """One sample per request."""
+        self._overhead.observe(own_s)
+
+    def stands(
+        self, variant: str, *, ready: float, in_flight: int, breaker: str | None = None
+    ) -> None:
+        """No breaker is no sample."""
+        tags = {"variant": variant}
+        self._ready.set(ready, tags=tags)
+        self._in_flight.set(in_flight, tags=tags)
+        if breaker is not None:
+            self._breaker_state.set(_BREAKER_LEVELS[breaker], tags=tags)
+
+    def split(self, alias: str, shares_bp: Mapping[str, int]) -> None:
+        """Variants with no share have a sample, too."""
+        for variant, share_bp in shares_bp.items():
+            self._split.set(share_bp, tags={"alias": alias, "variant": variant})
+
     def observed(self, seen: Observation) -> None:
         """Latencies are those of whole answers without an error: what was served."""
         if not seen.whole or seen.status >= 400:
@@ -100,6 +138,9 @@ class LadderMetrics(Protocol):
     def moved(self, before: LadderState, now: LadderState) -> None:
         """Limits or shares changed."""
 
+    def stands(self, now: LadderState) -> None:
+        """Told every few seconds, since Ray forgets a gauge that is not set again."""
+
 
 class ServeLadderMetrics:
     """Gauges and a counter through `ray.serve.metrics`, for the ladder of one public name."""
@@ -109,22 +150,29 @@ class ServeLadderMetrics:
         self._share = _gauge(names.LADDER_SHARE)
         self._limit = _gauge(names.LADDER_LIMIT)
         self._rung = _gauge(names.LADDER_RUNG)
+        self._bottom = _gauge(names.LADDER_BOTTOM_SHARE)
         self._moves = _counter(names.LADDER_MOVES)
 
     def moved(self, before: LadderState, now: LadderState) -> None:
-        """A rung that has no limit yet is no sample."""
-        for variant, share_bp in shares_for(now).items():
-            self._share.set(share_bp, tags={**self._alias, "variant": variant})
-        for gate in now.gates:
-            if gate.limit is not None:
-                self._limit.set(gate.limit, tags={**self._alias, "variant": gate.variant})
-        self._rung.set(now.rungs.index(now.rung), tags=self._alias)
+        """Gates that were moved are counted."""
+        self.stands(now)
         for old, new in zip(before.gates, now.gates, strict=True):
             if old.keep_bp != new.keep_bp:
                 direction = "down" if new.keep_bp < old.keep_bp else "up"
                 self._moves.inc(
                     tags={**self._alias, "variant": new.variant, "direction": direction}
                 )
+
+    def stands(self, now: LadderState) -> None:
+        """A rung that has no limit yet is no sample."""
+        shares_bp = shares_for(now)
+        for variant, share_bp in shares_bp.items():
+            self._share.set(share_bp, tags={**self._alias, "variant": variant})
+        for gate in now.gates:
+            if gate.limit is not None:
+                self._limit.set(gate.limit, tags={**self._alias, "variant": gate.variant})
+        self._rung.set(now.rungs.index(now.rung), tags=self._alias)
+        self._bottom.set(shares_bp[now.last], tags=self._alias)
 
 
 class AdmissionMetrics(Protocol):
@@ -169,10 +217,15 @@ class ServeMemoryMetrics:
         self._variant = variant
         self._planned = _gauge(names.MEMORY_PLANNED)
         self._held = _gauge(names.MEMORY_HELD)
+        self._total = _gauge(names.MEMORY_TOTAL)
 
     def planned(self, device: str, n_bytes: int) -> None:
         """The same at every sample."""
         self._planned.set(n_bytes, tags={"variant": self._variant, "device": device})
+
+    def total(self, device: str, n_bytes: int) -> None:
+        """The same at every sample."""
+        self._total.set(n_bytes, tags={"variant": self._variant, "device": device})
 
     def held(self, device: str, n_bytes: int, source: str) -> None:
         """Where nobody can tell there is no sample."""
@@ -203,6 +256,29 @@ class ServeLoadMetrics:
         for gauge, value in samples:
             if value is not None:
                 gauge.set(value, tags=self._tags)
+
+
+class ServeEngineFacts:
+    """Gauges that say what a replica's engine is, set again at every `stands`."""
+
+    def __init__(self, card: VariantCard, gpu: str | None, fraction: float | None) -> None:
+        """`gpu` and `fraction` are the plan's; None: it has none."""
+        self._tags = {"variant": card.name}
+        self._what = {**self._tags, "method": card.method, "bits": str(card.bits or "")}
+        self._weight_bytes = card.weight_bytes
+        self._gpu, self._planned = gpu, fraction
+        self._started_s = time.time()
+        self._weights = _gauge(names.ENGINE_WEIGHTS)
+        self._started = _gauge(names.ENGINE_STARTED)
+        self._fraction = _gauge(names.ENGINE_FRACTION)
+
+    def stands(self) -> None:
+        """Bytes that nobody told are no sample."""
+        self._started.set(self._started_s, tags=self._tags)
+        if self._weight_bytes is not None:
+            self._weights.set(self._weight_bytes, tags=self._what)
+        if self._gpu is not None and self._planned is not None:
+            self._fraction.set(self._planned, tags={**self._tags, "gpu": self._gpu})
 
 
 class ShadowMetrics(Protocol):

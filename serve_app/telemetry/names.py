@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+RAY_PREFIX = "ray_"
+
 
 @dataclass(frozen=True)
 class MetricName:
@@ -31,6 +33,7 @@ def _geometric(first: float, last: float, per_decade: int) -> tuple[float, ...]:
 
 TTFT_BUCKETS_S = _geometric(0.001, 100.0, 12)
 TPOT_BUCKETS_S = _geometric(0.0001, 10.0, 12)
+OVERHEAD_BUCKETS_S = _geometric(0.00001, 1.0, 6)
 
 ROUTER_REQUESTS = MetricName(
     "quantile_router_requests_total",
@@ -88,6 +91,29 @@ ROUTER_DURATION = HistogramName(
     ("variant",),
     TTFT_BUCKETS_S,
 )
+ROUTER_OVERHEAD = HistogramName(
+    "quantile_router_overhead_seconds",
+    "The router's own time before a variant is asked: from the whole request to the decision, "
+    "without the wait for a place.",
+    (),
+    OVERHEAD_BUCKETS_S,
+)
+ROUTER_IN_FLIGHT = MetricName(
+    "quantile_router_in_flight",
+    "Requests that this router replica has sent to a variant and that are not over.",
+    ("variant",),
+)
+ROUTER_VARIANT_READY = MetricName(
+    "quantile_router_variant_ready",
+    "What this router replica found at its last look: 1 the variant is ready, 0.5 it is asleep and "
+    "a request wakes it, 0 neither.",
+    ("variant",),
+)
+ROUTER_SPLIT = MetricName(
+    "quantile_router_split_bp",
+    "The split in force for a public name, in basis points, before ladder and cohorts.",
+    ("alias", "variant"),
+)
 LADDER_SHARE = MetricName(
     "quantile_ladder_share_bp",
     "Share of the best rung's traffic that the precision ladder gives each variant, in basis "
@@ -105,6 +131,11 @@ LADDER_RUNG = MetricName(
     "The cheapest rung that has a share: 0 is the best.",
     ("alias",),
 )
+LADDER_BOTTOM_SHARE = MetricName(
+    "quantile_ladder_bottom_share_bp",
+    "Share of the best rung's traffic that is on the cheapest rung: 10000 is the ladder's end.",
+    ("alias",),
+)
 LADDER_MOVES = MetricName(
     "quantile_ladder_moves_total",
     "Moves of share away from a rung (down) or back to it (up).",
@@ -120,6 +151,26 @@ MEMORY_HELD = MetricName(
     "What the engine holds on the device: its processes' bytes now (source: pids), or what the "
     "device lost at its start, where it does not tell processes apart (source: start).",
     ("variant", "device", "source"),
+)
+MEMORY_TOTAL = MetricName(
+    "quantile_engine_device_bytes",
+    "All the memory of the device that the engine is on, as the device reports it.",
+    ("variant", "device"),
+)
+ENGINE_FRACTION = MetricName(
+    "quantile_engine_gpu_fraction",
+    "Share of each of its GPUs that the plan gives the engine, by the planned type.",
+    ("variant", "gpu"),
+)
+ENGINE_STARTED = MetricName(
+    "quantile_engine_started_timestamp_seconds",
+    "When this replica's engine was ready to serve, in seconds since 1970.",
+    ("variant",),
+)
+ENGINE_WEIGHTS = MetricName(
+    "quantile_engine_weight_bytes",
+    "Bytes of the variant's weights, with what it is.",
+    ("variant", "method", "bits"),
 )
 ENGINE_RUNNING = MetricName(
     "quantile_engine_running_requests",
@@ -234,3 +285,16 @@ ROLLOUT_VERDICT = MetricName(
     "1 for the verdict of the last look, 0 for the others.",
     ("model", "candidate", "verdict"),
 )
+
+
+def every_metric() -> tuple[MetricName, ...]:
+    """All of this module, in its order."""
+    return tuple(each for each in globals().values() if isinstance(each, MetricName))
+
+
+def exported_names(metric: MetricName) -> tuple[str, ...]:
+    """The series that Prometheus finds of a metric that went through Ray."""
+    name = f"{RAY_PREFIX}{metric.name}"
+    if isinstance(metric, HistogramName):
+        return (f"{name}_bucket", f"{name}_count", f"{name}_sum")
+    return (name,)

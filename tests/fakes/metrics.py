@@ -1,5 +1,6 @@
 """Metrics that can be read: implement the protocols of `serve_app.telemetry.metrics`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from serve_app.domain.observation import Observation
@@ -17,6 +18,9 @@ class RecordingMetrics:
         self.refused_retries: list[str] = []
         self.breakers: list[tuple[str, str]] = []
         self.timeouts: list[tuple[str, str]] = []
+        self.own_s: list[float] = []
+        self.standing: dict[str, tuple[float, int, str | None]] = {}
+        self.splits: dict[str, dict[str, int]] = {}
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         self.answers.append((variant, str(reason), status))
@@ -42,6 +46,17 @@ class RecordingMetrics:
     def timed_out(self, variant: str, where: str) -> None:
         self.timeouts.append((variant, where))
 
+    def decided(self, own_s: float) -> None:
+        self.own_s.append(own_s)
+
+    def stands(
+        self, variant: str, *, ready: float, in_flight: int, breaker: str | None = None
+    ) -> None:
+        self.standing[variant] = (ready, in_flight, breaker)
+
+    def split(self, alias: str, shares_bp: Mapping[str, int]) -> None:
+        self.splits[alias] = dict(shares_bp)
+
 
 class RecordingAdmissionMetrics:
     def __init__(self) -> None:
@@ -54,9 +69,13 @@ class RecordingAdmissionMetrics:
 class RecordingLadderMetrics:
     def __init__(self) -> None:
         self.moves: list[tuple[Any, Any]] = []
+        self.standing: Any = None
 
     def moved(self, before: Any, now: Any) -> None:
         self.moves.append((before, now))
+
+    def stands(self, now: Any) -> None:
+        self.standing = now
 
 
 def recording_meters() -> Meters:

@@ -19,6 +19,7 @@ class Gauges:
     def __init__(self) -> None:
         self.made: list[tuple[str, tuple[str, ...]]] = []
         self.values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self.set_once = asyncio.Event()
 
     def __call__(self, name, labels):
         self.made.append((name, labels))
@@ -28,6 +29,7 @@ class Gauges:
             def set(self, value, tags):
                 assert tuple(sorted(tags)) == labels
                 gauges.values[name, tuple(sorted(tags.items()))] = value
+                gauges.set_once.set()
 
         return One()
 
@@ -109,7 +111,6 @@ async def test_an_engine_that_cannot_tell_is_asked_again(caplog):
     gauges, engine = Gauges(), Shy(None)
     task = asyncio.create_task(keep_copying(engine, EngineMetrics(card_of("a"), gauges), 0.0))
     async with asyncio.timeout(5):
-        while not gauges.values:
-            await asyncio.sleep(0.001)
+        await gauges.set_once.wait()
     task.cancel()
     assert len([r for r in caplog.records if "could not be read" in r.message]) == 1

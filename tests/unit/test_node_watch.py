@@ -16,9 +16,13 @@ PLAN = 1000
 class Recorder:
     def __init__(self) -> None:
         self.values: list[tuple] = []
+        self.totals: dict[str, int] = {}
 
     def planned(self, device: str, n_bytes: int) -> None:
         self.values.append(("planned", device, n_bytes))
+
+    def total(self, device: str, n_bytes: int) -> None:
+        self.totals[device] = n_bytes
 
     def held(self, device: str, n_bytes: int, source: str) -> None:
         self.values.append(("held", device, n_bytes, source))
@@ -49,6 +53,7 @@ def test_plan_and_actual_are_told_for_every_device(metrics):
         ("planned", "GPU-b", PLAN),
         ("held", "GPU-b", 1000, "pids"),
     ]
+    assert metrics.totals == {"GPU-a": 100, "GPU-b": 100}
     assert first.asked_pids == [[7, 8]]
 
 
