@@ -69,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.state.requests.append((self.path, dict(self.headers)))
         if parts[:2] == ["api", "models"]:
             self._info(parts[2:], "blobs=true" in url.query.lower())
+        elif parts[0] == "api":  # the client asks for more, and does without
+            self._refuse(404, None)
         elif parts[0] == "store":
             self._send(self.state.root.joinpath(*parts[1:]))
         else:
