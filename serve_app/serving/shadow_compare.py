@@ -21,6 +21,7 @@ MAX_CHARS = 256 * 1024
 """The longest text that is compared, far beyond any answer: a single step on a longer one would
 keep the interpreter from the event loop for more than some milliseconds."""
 _DIGEST_BYTES = 16
+_BREATH_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,11 @@ class Line(msgspec.Struct):
 
 
 def breathe() -> None:
-    """Let the event loop's thread have the interpreter: else it waits for up to 5 ms."""
-    time.sleep(0)
+    """Let the event loop's thread have the interpreter: else it waits for up to 5 ms.
+
+    A sleep of 0 would not do: it may be over before the other thread has woken.
+    """
+    time.sleep(_BREATH_S)
 
 
 def compare(pair: Pair) -> Result:

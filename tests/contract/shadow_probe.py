@@ -20,7 +20,7 @@ from serve_app.serving.router_app import RouterApp
 from serve_app.serving.shadow import Shadow
 from serve_app.serving.shadow_compare import End, Pair, compare
 from serve_app.serving.shadow_request import Asked, Original
-from tests.contract.test_shadow import (
+from tests.contract.test_shadow_faults import (
     BODY,
     Ingress,
     configure,

@@ -247,22 +247,22 @@ FAULTS: dict[str, tuple[Script, set[str]]] = {
 async def test_the_client_notices_nothing_of_a_bad_candidate(bench, fault):
     """Bytes are the same to the last one; times are compared in turns, with and without."""
     bench.ingress.scripts["b"], reasons = FAULTS[fault]
-    timeout_s = 0.05 if "shadow_late" in reasons else 5.0
+    timeout_s = 0.25 if "shadow_late" in reasons else 5.0
     with_s, without_s = [], []
-    for _ in range(15):
-        configure(bench.router, None)
-        body, seconds = await bench.ask()
-        without_s.append(seconds)
-        assert body == b"".join(ANSWER)
-        bench.mirror(timeout_s=timeout_s, max_body_bytes=300_000)
-        bodies = await asyncio.gather(*(bench.ask() for _ in range(3)))
-        with_s += [seconds for _, seconds in bodies]
-        assert {body for body, _ in bodies} == {b"".join(ANSWER)}
-        await bench.rest()
+    for _ in range(8):
+        for seconds in (without_s, with_s):
+            configure(bench.router, None)
+            if seconds is with_s:
+                bench.mirror(timeout_s=timeout_s, max_body_bytes=300_000)
+            answers = await asyncio.gather(*(bench.ask() for _ in range(3)))
+            seconds += [each for _, each in answers]
+            assert {body for body, _ in answers} == {b"".join(ANSWER)}
+            await bench.rest()
     dropped = bench.metrics.why()
     assert set(dropped) <= reasons
-    assert sum(dropped.values()) == 45
-    assert statistics.median(with_s) < statistics.median(without_s) + 0.02
+    assert sum(dropped.values()) == 24
+    # Who waited for the candidate would wait 0.25 s; a busy machine, or making the flood, costs less.
+    assert statistics.median(with_s) < statistics.median(without_s) + 0.1
 
 
 async def test_a_good_candidate_changes_no_byte_under_load(bench):
