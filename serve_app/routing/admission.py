@@ -12,6 +12,7 @@ from typing import NamedTuple
 DAY_S = 86_400
 _BYTES_PER_TOKEN = 4
 """Of English text in today's vocabularies; a body's JSON around it makes up for denser texts."""
+_NOTHING = (None, None, None)
 _GRAIN = 1e-9
 """Of a float's rounding: a bucket that lacks so little is full enough."""
 
@@ -178,7 +179,9 @@ class Account:
             self._lacks_minute(tokens, now_s),
             self._lacks_day(tokens, now_s),
         )
-        return max(filter(None, found), key=_how_long, default=None)
+        if found == _NOTHING:
+            return None
+        return max(filter(None, found), key=_how_long)
 
     def _lacks_rate(self, now_s: float) -> Refusal | None:
         bucket, limit = self._requests, self.limits.requests_per_minute

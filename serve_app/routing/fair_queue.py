@@ -6,7 +6,7 @@ newest of the longest line makes way (P. McKenney, "Stochastic fairness queueing
 Pure: it decides; what a waiting request does meanwhile is the caller's.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from enum import StrEnum, auto
 
@@ -43,7 +43,7 @@ class Line:
         self.limit = limit
         self.n_served = 0
         self.has_turn = False
-        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self.waiters: dict[Waiter, None] = {}  # in order of arrival, and quick to make
 
     @property
     def is_below_limit(self) -> bool:
@@ -76,7 +76,9 @@ class FairQueue:
 
     def enter(self, line: Line) -> bool:
         """Serve a newcomer at once, if there is a place for it."""
-        if (self._limit is not None and self.n_served >= self._limit) or not line.is_below_limit:
+        if self._limit is not None and self.n_served >= self._limit:
+            return False
+        if line.limit is not None and line.n_served >= line.limit:
             return False
         self.n_served += 1
         line.n_served += 1
@@ -113,9 +115,12 @@ class FairQueue:
         """A served request has ended."""
         self.n_served -= 1
         line.n_served -= 1
-        self._take_turns(line)
-        served = self._serve()
-        self._forget_if_idle(line)
+        served = []
+        if line.waiters or self._turns:
+            self._take_turns(line)
+            served = self._serve()
+        if not line.n_served:
+            self._forget_if_idle(line)
         return served
 
     def give_up(self, waiter: Waiter) -> list[Waiter]:
@@ -146,7 +151,8 @@ class FairQueue:
             if not line.waiters or not line.is_below_limit:  # it comes back when that changes
                 self._forget_if_idle(line)
                 continue
-            waiter, _ = line.waiters.popitem(last=False)
+            waiter = next(iter(line.waiters))
+            del line.waiters[waiter]
             waiter.turn = Turn.SERVED
             self.n_waiting -= 1
             self.n_served += 1

@@ -229,7 +229,8 @@ class Admission:
             for kind, tokens in zip(("prompt", "completion"), used, strict=True):
                 if tokens is not None and tokens > 0:
                     self._counts.tokens[ticket.principal.label, kind] += tokens
-        self._wake(self._queue.leave(line))
+        if served := self._queue.leave(line):
+            self._wake(served)
 
     def _place_in_s(self, principal: Principal, line: Line) -> float:
         """When a newcomer may have a place: by Little's law, places free at limit / hold time."""
