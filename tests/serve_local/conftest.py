@@ -34,6 +34,7 @@ def serve_config(
     routers: int = 2,
     router_args: dict | None = None,
     replicas: dict[str, int] | None = None,
+    **user_config: dict,
 ) -> dict:
     """A Serve config like configs/local.yaml, with fake engines."""
     shares = {**dict.fromkeys(SCRIPTS, 0), **(shares or SHARES)}
@@ -47,7 +48,7 @@ def serve_config(
             {
                 "name": "VariantRouter",
                 "num_replicas": routers,
-                "user_config": {"split": shares, "fallback": list(fallback)},
+                "user_config": {"split": shares, "fallback": list(fallback), **user_config},
             }
         ],
     }
