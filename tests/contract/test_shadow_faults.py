@@ -261,7 +261,7 @@ async def test_the_client_notices_nothing_of_a_bad_candidate(bench, fault):
     dropped = bench.metrics.why()
     assert set(dropped) <= reasons
     assert sum(dropped.values()) == 24
-    # Who waited for the candidate would wait 0.25 s; a busy machine, or making the flood, costs less.
+    # Who waited for the candidate would wait 0.25 s; a busy machine, or the flood, costs less.
     assert statistics.median(with_s) < statistics.median(without_s) + 0.1
 
 
