@@ -42,7 +42,7 @@ class Settings:
 
 def level(clients: int, tokens: int) -> Level:
     """The load of one round at so many clients: about `SAMPLES_PER_ROUND` counted streams."""
-    requests = min(MAX_REQUESTS, max(2, -(-SAMPLES_PER_ROUND // clients)))
+    requests = min(MAX_REQUESTS, max(1, -(-SAMPLES_PER_ROUND // clients)))
     return Level(clients, requests, tokens if clients > 1 else min(tokens, SOLO_TOKENS))
 
 
