@@ -51,7 +51,7 @@ def push_command(
     """
     with terminal_progress() as progress:
         done = push(folder, _bucket_place(place), progress, time.time())
-    _print_pushed(done)
+    _say(_pushed(done))
 
 
 @app.command("pull")
@@ -78,15 +78,8 @@ def pull_command(
     """
     with terminal_progress() as progress:
         settings = PullSettings(TransferSettings(concurrency=concurrency), progress)
-        if to is None:
-            lease = into_cache(source, Cache(), settings)
-            lease.release()
-            _say(f"{lease.folder}\nsha256 {lease.digest}")
-        elif to.startswith(S3):
-            _print_pushed(_copy(source, _bucket_place(to), settings))
-        else:
-            manifest = into_folder(source, Path(to).expanduser().absolute(), settings)
-            _say(f"{to}\nsha256 {manifest.digest()}")
+        told = _pull(source, to, settings)
+    _say(told)
 
 
 @app.command("verify")
@@ -155,6 +148,18 @@ def gc_command(
     freed = sum(each.entry.n_bytes for each in verdicts if each.reason)
     left = sum(each.entry.n_bytes for each in verdicts if not each.reason)
     _say(f"{'would free' if dry_run else 'freed'} {format_bytes(freed)}, {format_bytes(left)} stay")
+
+
+def _pull(source: str, to: str | None, settings: PullSettings) -> str:
+    """Do it; tells where it is and what it is."""
+    if to is None:
+        lease = into_cache(source, Cache(), settings)
+        lease.release()
+        return f"{lease.folder}\nsha256 {lease.digest}"
+    if to.startswith(S3):
+        return _pushed(_copy(source, _bucket_place(to), settings))
+    manifest = into_folder(source, Path(to).expanduser().absolute(), settings)
+    return f"{to}\nsha256 {manifest.digest()}"
 
 
 def _copy(source: str, place: S3Place, settings: PullSettings) -> Pushed:
@@ -235,10 +240,10 @@ def _bucket_place(uri: str) -> S3Place:
     return s3_place(uri)
 
 
-def _print_pushed(done: Pushed) -> None:
+def _pushed(done: Pushed) -> str:
     there = f"; {len(done.kept)} were there" if done.kept else ""
-    _say(f"{len(done.sent)} files sent{there}, {format_bytes(done.record.total_bytes)} in all")
-    _say(done.place.uri)
+    size = format_bytes(done.record.total_bytes)
+    return f"{len(done.sent)} files sent{there}, {size} in all\n{done.place.uri}"
 
 
 def _told(verdict: Verdict, dry_run: bool) -> str:
