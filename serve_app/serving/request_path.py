@@ -231,8 +231,11 @@ class RequestPath:
                 ticket.settle(seen.prompt_tokens, seen.completion_tokens)
 
     def _tap(self, asked: "_Asked", variant: str) -> Tap | None:
-        caller = asked.caller
-        return asked.served.shadow.tap(
+        """Who is shown the answer; nobody, where the key keeps the request from the candidate."""
+        caller, shadow = asked.caller, asked.served.shadow
+        if caller.variants is not None and shadow.variant not in caller.variants:
+            return None
+        return shadow.tap(
             caller.request_id, asked.scope, asked.body, variant, session=caller.session
         )
 

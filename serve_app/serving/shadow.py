@@ -78,6 +78,11 @@ class Shadow:
             self._circuit.change(config.pause_after_failures, config.pause_s)
             self._start_waiting()
 
+    @property
+    def variant(self) -> str | None:
+        """The candidate; None while nothing is mirrored."""
+        return self._config.variant if self._config else None
+
     def close(self) -> None:
         """Drop what is under way and close the log."""
         self._config = None

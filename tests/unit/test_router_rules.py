@@ -166,6 +166,18 @@ async def test_a_share_is_mirrored_to_the_candidate_and_the_client_sees_its_prim
     assert router.relay.asked == ["a", "new", "a"]
 
 
+async def test_what_a_key_keeps_from_the_candidate_is_not_mirrored(router, keys):
+    router.configure(
+        admission=keys,
+        shadow={"variant": "new", "share_bp": 10_000},
+        cohorts=[{"name": "gold", "split": {"a": 10_000}}],
+    )
+    for key in ("qtl-narrow", "qtl-acme"):
+        await router.chat(bearer(key), temperature=0, messages=[])
+    await until(lambda: "new" in router.relay.asked)
+    assert sorted(router.relay.asked) == ["a", "c", "new"]
+
+
 @pytest.fixture
 def keys(tmp_path):
     def entry(key, **more):
