@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from serve_app.config.schema import VariantArgs
+from serve_app.config.schema import GpuSettings, VariantArgs
 from serve_app.config.secrets import internal_token
 from serve_app.config.sizing import dtype_bytes
 from serve_app.domain.checkpoint import Checkpoint, VariantCard
@@ -24,12 +25,7 @@ from serve_app.store.seal import require_sealed
 from serve_app.store.source import open_source
 from serve_app.store.stream import is_streamed, stream_uri
 from serve_app.telemetry.engine_metrics import EngineMetrics, keep_copying
-from serve_app.telemetry.metrics import (
-    LoadMetrics,
-    ServeEngineFacts,
-    ServeLoadMetrics,
-    ServeMemoryMetrics,
-)
+from serve_app.telemetry.metrics import LoadMetrics, ServeLoadMetrics, ServeMemoryMetrics
 from serve_app.telemetry.tracing import spans_of
 
 logger = logging.getLogger("ray.serve")
@@ -137,7 +133,7 @@ class VariantServer:
         )
         self._front = VariantFront(engine, card, token, self._spans)
         self._load_watch = asyncio.create_task(
-            _publish_load(engine, self._load_metrics(args.name), self._facts(card)), name="load"
+            _publish_load(engine, card, self._load_metrics(args.name), args.gpu), name="load"
         )
         self._metrics_copy = asyncio.create_task(
             keep_copying(engine, self._engine_metrics(card)), name="engine metrics"
@@ -157,10 +153,6 @@ class VariantServer:
         engine, watch = await start_in_turn(self._args, spec, facts, metrics)
         self._watch = watch.start()
         return engine
-
-    def _facts(self, card: VariantCard) -> ServeEngineFacts:
-        gpu = self._args.gpu
-        return ServeEngineFacts(card, gpu.type if gpu else None, gpu.fraction if gpu else None)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve at intervals; `scaling.serve_policy` reads it in the controller."""
@@ -191,10 +183,14 @@ class VariantServer:
             await asyncio.to_thread(self._spans.close)
 
 
-async def _publish_load(engine: Engine, metrics: LoadMetrics, facts: ServeEngineFacts) -> None:
+async def _publish_load(
+    engine: Engine, card: VariantCard, metrics: LoadMetrics, gpu: GpuSettings | None
+) -> None:
     """Sampled, since counting at each step costs the engine a hundredth of its speed."""
+    started_s = time.time()
+    share = (gpu.type, gpu.fraction) if gpu is not None and gpu.fraction is not None else None
     while True:
         load = engine.load()
         metrics.load(load.running, load.waiting, load.kv_use)
-        facts.stands()
+        metrics.facts(card, started_s, share)
         await asyncio.sleep(LOAD_INTERVAL_S)

@@ -1,6 +1,5 @@
 """What the router and the variants count, and how: through Ray Serve's metrics."""
 
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -240,15 +239,31 @@ class LoadMetrics(Protocol):
         """Requests that it works on and that it holds back, and the share of its KV cache in use;
         None where it does not say."""
 
+    def facts(self, card: VariantCard, started_s: float, gpu: tuple[str, float] | None) -> None:
+        """What the engine is, since when (seconds since 1970), and the share of which type of GPU
+        its plan gives it; None: it has none."""
+
 
 class ServeLoadMetrics:
-    """Gauges through `ray.serve.metrics`: how busy one variant's engine is."""
+    """Gauges through `ray.serve.metrics`: how busy one variant's engine is, and what it is."""
 
     def __init__(self, variant: str) -> None:
         self._tags = {"variant": variant}
         self._running = _gauge(names.ENGINE_RUNNING)
         self._waiting = _gauge(names.ENGINE_WAITING)
         self._kv_use = _gauge(names.ENGINE_KV_USE)
+        self._weights = _gauge(names.ENGINE_WEIGHTS)
+        self._started = _gauge(names.ENGINE_STARTED)
+        self._fraction = _gauge(names.ENGINE_FRACTION)
+
+    def facts(self, card: VariantCard, started_s: float, gpu: tuple[str, float] | None) -> None:
+        """Bytes that nobody told are no sample."""
+        self._started.set(started_s, tags=self._tags)
+        if card.weight_bytes is not None:
+            tags = {**self._tags, "method": card.method, "bits": str(card.bits or "")}
+            self._weights.set(card.weight_bytes, tags=tags)
+        if gpu is not None:
+            self._fraction.set(gpu[1], tags={**self._tags, "gpu": gpu[0]})
 
     def load(self, running: int | None, waiting: int | None, kv_use: float | None) -> None:
         """What is not known is no sample."""
@@ -256,29 +271,6 @@ class ServeLoadMetrics:
         for gauge, value in samples:
             if value is not None:
                 gauge.set(value, tags=self._tags)
-
-
-class ServeEngineFacts:
-    """Gauges that say what a replica's engine is, set again at every `stands`."""
-
-    def __init__(self, card: VariantCard, gpu: str | None, fraction: float | None) -> None:
-        """`gpu` and `fraction` are the plan's; None: it has none."""
-        self._tags = {"variant": card.name}
-        self._what = {**self._tags, "method": card.method, "bits": str(card.bits or "")}
-        self._weight_bytes = card.weight_bytes
-        self._gpu, self._planned = gpu, fraction
-        self._started_s = time.time()
-        self._weights = _gauge(names.ENGINE_WEIGHTS)
-        self._started = _gauge(names.ENGINE_STARTED)
-        self._fraction = _gauge(names.ENGINE_FRACTION)
-
-    def stands(self) -> None:
-        """Bytes that nobody told are no sample."""
-        self._started.set(self._started_s, tags=self._tags)
-        if self._weight_bytes is not None:
-            self._weights.set(self._weight_bytes, tags=self._what)
-        if self._gpu is not None and self._planned is not None:
-            self._fraction.set(self._planned, tags={**self._tags, "gpu": self._gpu})
 
 
 class ShadowMetrics(Protocol):

@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.config.parse import parse
 from serve_app.config.schema import VariantArgs
+from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import CheckpointError, ConfigError, EngineError
 from serve_app.serving import variant_server
 from serve_app.serving.variant_server import VariantServer, preflight, preflight_if_local
@@ -70,10 +71,14 @@ class RecordingLoadMetrics:
 
     def __init__(self, variant: str) -> None:
         self.variant = variant
+        self.told: tuple[object, ...] | None = None
         self.samples: list[tuple[int | None, int | None, float | None]] = []
 
     def load(self, running: int | None, waiting: int | None, kv_use: float | None) -> None:
         self.samples.append((running, waiting, kv_use))
+
+    def facts(self, card: VariantCard, started_s: float, gpu: tuple[str, float] | None) -> None:
+        self.told = (card.name, card.bits, gpu)
 
 
 async def test_a_variant_serves_its_card_and_its_names():
@@ -125,6 +130,7 @@ async def test_how_busy_the_engine_is_is_published_until_the_replica_ends(monkey
     assert made[0].variant == "a"
     assert len(made[0].samples) > 1
     assert set(made[0].samples) == {(0, 0, 0.0)}
+    assert made[0].told == ("a", 4, None)
     await server.__del__()
     await asyncio.sleep(0)
     n_samples = len(made[0].samples)
