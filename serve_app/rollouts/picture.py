@@ -2,7 +2,17 @@
 
 import math
 
-from loadtests.report.figures.style import BAD, MUTED, Picture, add_legend, colour_of, new_figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from loadtests.report.figures.style import (
+    BAD,
+    MUTED,
+    Picture,
+    add_legend,
+    colour_of,
+    line_of,
+    new_figure,
+)
 from serve_app.config.rollout import RolloutConfig
 from serve_app.rollouts.state import RolloutState
 
@@ -20,16 +30,19 @@ def draw_evidence(config: RolloutConfig, state: RolloutState) -> Picture | None:
     against.set_title("e-value against the candidate: all guards and steps together")
     for i, name in enumerate(guards):
         line = [10 ** _bounded(point.margins.get(name, math.nan)) for point in state.points]
-        margins.plot(n, line, color=colour_of(i), linestyle="-" if i < 7 else "--")
+        margins.plot(n, line, color=colour_of(i), linestyle=line_of(i))
     margins.set_title("e-value for each guard's margin being kept, in the step that is on")
     margins.set_xlabel("requests of the candidate")
     for axes in (against, margins):
         axes.set_yscale("log")
+        # the style has mathematical text off, as names may hold dollar signs
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.axhline(10**needed, color=MUTED, linestyle=":")
         for before, after in zip(state.points, state.points[1:], strict=False):
             if after.step != before.step:
                 axes.axvline(before.n, color=MUTED, linewidth=0.8)
-    add_legend(figure, guards)
+    add_legend(figure, guards, has_lines=True)
     return Picture(
         name="evidence",
         title="Evidence over the rollout",
