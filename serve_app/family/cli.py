@@ -94,6 +94,7 @@ def _time(names: Sequence[str], out: Path, rounds: int) -> None:
 
 def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> bool:
     """Print and write the table. Whether no variant failed; one that is undecided did not."""
+    from serve_app.family.picture import draw
     from serve_app.family.table import HEAD, cells, markdown, rows
     from serve_app.reference.build import weights_bytes
     from serve_app.reference.locate import has_twin, resolve
@@ -107,11 +108,14 @@ def _show(chosen: Sequence[Recipe], out: Path, console: Console) -> bool:
     notes = [f"{row.name} has no tok/s: {row.why_no_speed}" for row in table if row.why_no_speed]
     machine = ", ".join(f"{key} {value}" for key, value in speed.machine.items())
     (out / "family.md").write_text(markdown(table, [machine, *notes]), encoding="utf-8")
+    draw(table, out / "family.png")
     shown = Table(*(head.replace("\\", "") for head in HEAD))
     for row in table:
         shown.add_row(*cells(row))
     console.print(shown)
-    console.print(f"{out / 'family.md'}, {out / QUALITY}, {out / 'speed.json'}")
+    console.print(
+        f"{out / 'family.md'}, {out / 'family.png'}, {out / QUALITY}, {out / 'speed.json'}"
+    )
     return not {each.verdict for each in report.variants} & {Verdict.FAIL, Verdict.ERROR}
 
 

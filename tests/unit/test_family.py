@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from serve_app.config.serve_file import check_serve_file
+from serve_app.family.picture import draw
 from serve_app.family.serve_file import write_family
 from serve_app.family.table import BATCHES, HEAD, cells, markdown, rows
 from serve_app.quantize.catalogue import recipe
@@ -73,3 +74,8 @@ def test_all_but_the_baseline_sleep_until_they_are_asked(tmp_path, monkeypatch):
     twin = others[1]["args"]
     assert (twin["checkpoint"], twin["method"]) == ("reference://rtn-w3-twin", "unquantized")
     assert others[2]["args"]["engine"]["kind"] == "llamacpp"
+
+
+def test_the_picture_is_drawn_also_of_variants_that_nobody_judged(table, tmp_path):
+    draw(table, tmp_path / "family.png")
+    assert (tmp_path / "family.png").read_bytes().startswith(b"\x89PNG")
