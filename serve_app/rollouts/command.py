@@ -20,12 +20,12 @@ from serve_app.rollouts.evidence import Clock, Evidence
 from serve_app.rollouts.evidence_campaign import CampaignEvidence
 from serve_app.rollouts.evidence_metrics import MetricsEvidence
 from serve_app.rollouts.evidence_probes import ProbeEvidence
-from serve_app.rollouts.http import ray_token
-from serve_app.rollouts.live_split import SplitStore, told
 from serve_app.rollouts.rayservice import RayServiceApi
-from serve_app.rollouts.serve_api import ServeApi
 from serve_app.rollouts.state import RolloutState, read_state
 from serve_app.rollouts.words import headline
+from serve_app.splits.http import ray_token
+from serve_app.splits.live_split import SplitStore, told
+from serve_app.splits.serve_api import ServeApi
 
 CLOCK = Clock(time.monotonic, asyncio.sleep)
 

@@ -19,13 +19,6 @@ from serve_app.rollout.judge import (
 )
 from serve_app.rollout.plan import RolloutPlan
 from serve_app.rollouts.evidence import Clock, Evidence, together
-from serve_app.rollouts.live_split import (
-    SplitStore,
-    SplitUnreachableError,
-    require_expected,
-    same_shares,
-    shares_at,
-)
 from serve_app.rollouts.state import (
     GuardResult,
     Pending,
@@ -36,6 +29,13 @@ from serve_app.rollouts.state import (
     digest_of,
     read_state,
     write_state,
+)
+from serve_app.splits.live_split import (
+    SplitStore,
+    SplitUnreachableError,
+    require_expected,
+    same_shares,
+    shares_at,
 )
 
 LOG_10 = math.log(10)

@@ -15,9 +15,9 @@ from loadtests.report.terminal import new_table
 from serve_app.config.rollout import RolloutConfig
 from serve_app.rollout.judge import Ruling, log_against
 from serve_app.rollouts.controller import LOG_10, guard_results
-from serve_app.rollouts.live_split import told
 from serve_app.rollouts.state import RolloutState
 from serve_app.rollouts.words import guard_row
+from serve_app.splits.live_split import told
 
 
 class Display:

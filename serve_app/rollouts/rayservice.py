@@ -15,8 +15,8 @@ import yaml
 from serve_app.config.rollout import RayServiceTarget
 from serve_app.domain.errors import ConfigError
 from serve_app.fleet.yaml_edit import compose, end_of, find_node
-from serve_app.rollouts.http import JsonClient, Refused, Sleep
-from serve_app.rollouts.live_split import (
+from serve_app.splits.http import JsonClient, Refused, Sleep
+from serve_app.splits.live_split import (
     Shares,
     SplitChangedError,
     path_of_split,

@@ -14,10 +14,10 @@ from loadtests.report.tables import Table, cells
 from serve_app.config.rollout import RolloutConfig
 from serve_app.domain.errors import ConfigError
 from serve_app.rollouts.controller import guard_results
-from serve_app.rollouts.live_split import told
 from serve_app.rollouts.picture import draw_evidence
 from serve_app.rollouts.state import Phase, RolloutState
 from serve_app.rollouts.words import guard_row, headline
+from serve_app.splits.live_split import told
 from serve_app.store.manifest import write_whole
 
 JSON, MARKDOWN, HTML = "rollout.json", "rollout.md", "rollout.html"

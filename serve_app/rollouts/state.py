@@ -14,7 +14,7 @@ import msgspec
 from serve_app.config.rollout import RolloutConfig
 from serve_app.domain.errors import ConfigError
 from serve_app.rollout.judge import Standing
-from serve_app.rollouts.live_split import Shares
+from serve_app.splits.live_split import Shares
 
 SCHEMA = 1
 STATE_JSON = "state.json"

@@ -16,9 +16,9 @@ LAYERS = (
     {"domain"},
     {"planning", "routing", "rollout", "scaling", "reference data", "evaluate statistics"}
     | {"quantize data"},
-    {"config", "engines", "node", "store", "telemetry"},
+    {"config", "console", "engines", "node", "splits", "store", "telemetry"},
     {"serving", "quantize", "evaluate", "advise", "reference", "calibrate", "fleet", "simulate"},
-    {"app", "demo", "doctor", "recommend", "rollouts", "tenants_cli"},
+    {"app", "demo", "doctor", "recommend", "rollouts", "status_cli", "tenants_cli"},
     {"family", "pipeline"},
     {"cli"},
 )

@@ -8,10 +8,10 @@ import pytest
 from serve_app.config.parse import parse
 from serve_app.config.rollout import RayServiceTarget
 from serve_app.domain.errors import ConfigError
-from serve_app.rollouts.http import TRIES
-from serve_app.rollouts.live_split import SplitChangedError, SplitUnreachableError
 from serve_app.rollouts.rayservice import RayServiceApi
-from serve_app.rollouts.serve_api import ServeApi
+from serve_app.splits.http import TRIES
+from serve_app.splits.live_split import SplitChangedError, SplitUnreachableError
+from serve_app.splits.serve_api import ServeApi
 from tests.fakes.serve_rest_api import TOKEN, FakeControlPlane, serve_config
 
 BEFORE, AFTER = {"int8": 9000, "gptq": 1000}, {"int8": 5000, "gptq": 5000}

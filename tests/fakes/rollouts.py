@@ -10,7 +10,7 @@ from serve_app.config.parse import parse
 from serve_app.config.rollout import RolloutConfig
 from serve_app.rollout.observations import Look, Pairs
 from serve_app.rollouts.evidence import Clock
-from serve_app.rollouts.live_split import Shares, SplitUnreachableError, require_expected
+from serve_app.splits.live_split import Shares, SplitUnreachableError, require_expected
 
 
 def rollout_file(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import pytest
 
 from serve_app.domain.errors import ConfigError
 from serve_app.rollouts.controller import Controller
-from serve_app.rollouts.live_split import SplitChangedError, SplitUnreachableError
 from serve_app.rollouts.report import JSON, render_markdown, write_report
 from serve_app.rollouts.state import (
     MOST_POINTS,
@@ -18,6 +17,7 @@ from serve_app.rollouts.state import (
     read_state,
     write_state,
 )
+from serve_app.splits.live_split import SplitChangedError, SplitUnreachableError
 from tests.fakes.rollouts import FakeClock, FakeSplit, MadeUpEvidence, rollout_config
 
 BEFORE = {"bf16": 4000, "int8": 6000, "gptq": 0}

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from serve_app.domain.errors import ConfigError
-from serve_app.rollouts.live_split import (
+from serve_app.rollouts.rayservice import changed_text
+from serve_app.splits.live_split import (
     SplitChangedError,
     path_of_split,
     require_expected,
@@ -15,7 +16,6 @@ from serve_app.rollouts.live_split import (
     split_at,
     with_split,
 )
-from serve_app.rollouts.rayservice import changed_text
 
 TEXT = """\
 # the shop window

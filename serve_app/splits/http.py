@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from serve_app.rollouts.live_split import SplitUnreachableError
+from serve_app.splits.live_split import SplitUnreachableError
 
 T = TypeVar("T")
 TRIES = 6

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.domain.errors import ConfigError
-from serve_app.rollouts.http import JsonClient, Refused, Sleep
-from serve_app.rollouts.live_split import (
+from serve_app.splits.http import JsonClient, Refused, Sleep
+from serve_app.splits.live_split import (
     Shares,
     SplitChangedError,
     SplitUnreachableError,
