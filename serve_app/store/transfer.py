@@ -208,19 +208,17 @@ class _Download:
         self, name: str, fetched: list[Future[None]], submit: Callable[..., Future[None]]
     ) -> tuple[str, FileEntry]:
         """One file's SHA-256, hashed as its parts come; a file that is wrong is fetched again."""
-        wanted = self._files[name]
+        wanted, parts = self._files[name], self._parts[name]
         for is_last in (False, True):
             sha256, told = self._hash(name, fetched)
-            if told in {wanted.checksum, ""} or not wanted.checksum:
+            if not wanted.checksum or told == wanted.checksum:
                 os.fdatasync(self._fds[name])
                 return name, FileEntry(wanted.n_bytes, sha256)
+            for part in parts:
+                self._journal.mark(part.index, 0)
+            self._advance(-wanted.n_bytes)
             if not is_last:  # the wire may have changed it; the store is judged by a second look
-                for part in self._parts[name]:
-                    self._journal.mark(part.index, 0)
-                self._advance(-wanted.n_bytes)
-                fetched = [submit(self._fetch, part) for part in self._parts[name]]
-        for part in self._parts[name]:
-            self._journal.mark(part.index, 0)
+                fetched = [submit(self._fetch, part) for part in parts]
         raise CheckpointError(
             f"{self._source.locate(name)} is damaged: need {wanted.checksum}, have {told}, twice; "
             "push it again"
