@@ -292,9 +292,13 @@ def every_metric() -> tuple[MetricName, ...]:
     return tuple(each for each in globals().values() if isinstance(each, MetricName))
 
 
+def plain_names(metric: MetricName) -> tuple[str, ...]:
+    """The series of a metric that is served without Ray."""
+    if isinstance(metric, HistogramName):
+        return tuple(f"{metric.name}_{part}" for part in ("bucket", "count", "sum"))
+    return (metric.name,)
+
+
 def exported_names(metric: MetricName) -> tuple[str, ...]:
     """The series that Prometheus finds of a metric that went through Ray."""
-    name = f"{RAY_PREFIX}{metric.name}"
-    if isinstance(metric, HistogramName):
-        return (f"{name}_bucket", f"{name}_count", f"{name}_sum")
-    return (name,)
+    return tuple(f"{RAY_PREFIX}{name}" for name in plain_names(metric))
