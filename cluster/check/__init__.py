@@ -1,0 +1,1 @@
+"""Checks of cluster/ that need no cluster: `python -m cluster.check`."""
