@@ -105,6 +105,8 @@ class TenantEntry(LimitsConfig):
     """Aliases that it may name; None: all."""
     variants: tuple[VariantName, ...] | None = None
     """Variants that may serve it; None: all."""
+    admin: bool = False
+    """Whether its keys may change the split in the console."""
 
 
 class TenantsFile(StrictModel):
@@ -144,6 +146,7 @@ class Tenant:
     cohort: str | None = None
     models: frozenset[str] | None = None
     variants: frozenset[str] | None = None
+    is_admin: bool = False
 
 
 class Key(NamedTuple):
@@ -236,7 +239,9 @@ def key_ring(file: TenantsFile) -> KeyRing:
         limits = LimitsConfig.model_validate(
             {field: getattr(entry, field) for field in LimitsConfig.model_fields}
         )
-        tenants[name] = Tenant(name, limits, entry.cohort, _set(entry.models), _set(entry.variants))
+        tenants[name] = Tenant(
+            name, limits, entry.cohort, _set(entry.models), _set(entry.variants), entry.admin
+        )
         for key in entry.keys:
             digest = bytes.fromhex(key.sha256)
             keys[digest] = Key(digest, name, _midnight_s(key.expires))

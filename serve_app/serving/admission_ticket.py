@@ -15,7 +15,10 @@ NO_NEED = TokensNeed(0, 0)
 class Principal:
     """A tenant as this replica knows it until the next change of keys or limits."""
 
-    __slots__ = ("account", "cohort", "concurrent", "label", "models", "name", "variants")
+    __slots__ = (
+        *("account", "cohort", "concurrent", "is_admin", "label", "models", "name"),
+        "variants",
+    )
 
     def __init__(
         self, tenant: Tenant, label: str, concurrent: int | None, account: Account | None
@@ -24,6 +27,7 @@ class Principal:
         self.cohort = tenant.cohort
         self.models = tenant.models
         self.variants = tenant.variants
+        self.is_admin = tenant.is_admin
         self.label = label
         """Of metrics."""
         self.concurrent = concurrent

@@ -14,13 +14,14 @@ from serve_app.routing.cohort import cohort_of
 from serve_app.routing.pin import parse_model
 from serve_app.routing.policy import decide
 from serve_app.serving.admission import Admission
-from serve_app.serving.admission_ticket import Ticket
+from serve_app.serving.admission_ticket import Principal, Ticket
 from serve_app.serving.attempts import Attempts
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import REQUEST_ID_HEADER, SESSION_HEADER, header, read_body
 from serve_app.serving.ladder_loop import LadderLoop
 from serve_app.serving.limits import Ending
 from serve_app.serving.passing import AnswerCutError, pass_on
+from serve_app.serving.recent_latency import RecentLatency
 from serve_app.serving.relay import Answer, Relay
 from serve_app.serving.request_head import RequestHead, parse_head
 from serve_app.serving.router_gauges import Repeating, tell
@@ -66,6 +67,7 @@ class RequestPath:
         self._in_flight: Counter[str] = Counter()
         self._variants: frozenset[str] = frozenset()
         self._gauges = Repeating(self._stands)
+        self.latency = RecentLatency()
         self._admission = Admission(clock, meters.admission)
         self._attempts = Attempts(
             relay, directory, meters.router, clock, args.wake_timeout_s, in_serve=in_serve
@@ -89,6 +91,7 @@ class RequestPath:
         self._ladders = tuple(ladder for ladder in ladders if ladder.state is not None)
         self.aliases = aliases
         self._variants = frozenset(config.variants)
+        self.latency.keep(self._variants)
         self._gauges.start()
 
     def rules(self) -> dict[str, AliasRules]:
@@ -128,9 +131,9 @@ class RequestPath:
             self._served,
         )
 
-    def identify(self, scope: Scope) -> None:
-        """Whether the caller may ask anything. Raises InvalidKeyError, HeadersTooLargeError."""
-        self._admission.identify(scope)
+    def identify(self, scope: Scope) -> Principal:
+        """Who asks, who may ask something. Raises InvalidKeyError, HeadersTooLargeError."""
+        return self._admission.identify(scope)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request that is to be relayed. Raises the errors of `QuantileError`."""
@@ -216,6 +219,7 @@ class RequestPath:
             seen = watch.observation(variant, status, ending is Ending.WHOLE)
             self._attempts.observe(variant, status, ending)
             self._meters.router.observed(seen)
+            self.latency.observe(seen, self._clock())
             flight.over(seen)
             if span is not None:
                 span.answered(seen)

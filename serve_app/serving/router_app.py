@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.domain.errors import (
@@ -15,6 +16,9 @@ from serve_app.domain.errors import (
 from serve_app.domain.text import shown
 from serve_app.domain.traffic import AliasRules, RouteReason
 from serve_app.engines.engine import Receive, Scope, Send
+from serve_app.serving.console import CONSOLE, Console
+from serve_app.serving.console_split import StoreOf
+from serve_app.serving.console_state import console_state, host_memory_bytes
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import (
     REASON_HEADER,
@@ -67,6 +71,7 @@ class RouterApp:
         clock: Callable[[], float] = time.perf_counter,
         *,
         in_serve: bool = False,
+        store_of: StoreOf | None = None,
     ) -> None:
         self._relay = relay
         self._metrics = meters.router
@@ -75,6 +80,8 @@ class RouterApp:
             relay, args.probe_interval_s, sleepers or ServeSleepers(self._applications)
         )
         self._path = RequestPath(args, relay, meters, self._directory, clock, in_serve=in_serve)
+        self._clock = clock
+        self._console = Console(self._path, self._console_state, clock, store_of=store_of)
 
     @property
     def aliases(self) -> dict[str, AliasRules] | None:
@@ -91,6 +98,7 @@ class RouterApp:
 
     def close(self) -> None:
         """Stop all that runs beside the requests, and close kept connections."""
+        self._console.close()
         self._path.close()
         self._directory.close()
         self._relay.close()
@@ -126,6 +134,10 @@ class RouterApp:
             _require_method(method, "GET", path)
             self._path.identify(scope)
             await self._status(send)
+        elif path == CONSOLE or path.startswith(f"{CONSOLE}/"):
+            await self._console.serve(
+                scope, receive, send, STARTED, _marks(_NO_VARIANT, RouteReason.LOCAL)
+            )
         elif path == OPENAPI_PATH:
             _require_method(method, "GET", path)
             await self._answer(send, 200, openapi_document())
@@ -154,10 +166,22 @@ class RouterApp:
         await send_error(send, error, _marks(_NO_VARIANT, RouteReason.LOCAL))
 
     async def _status(self, send: Send) -> None:
+        await self._answer(send, 200, await self._status_body())
+
+    async def _status_body(self) -> dict[str, Any]:
         aliases = self._path.rules()
         applications = await self._applications.known(STATUS_AGE_S)
-        body = status_of(aliases, self._directory, applications)
-        await self._answer(send, 200, body | self._path.view())
+        return status_of(aliases, self._directory, applications) | self._path.view()
+
+    async def _console_state(self, reports: dict[str, Any]) -> dict[str, Any]:
+        return console_state(
+            await self._status_body(),
+            self._directory.cards,
+            lambda name: self._path.latency.view(name, self._clock()),
+            reports=reports,
+            host_bytes=host_memory_bytes(),
+            epoch_s=time.time(),
+        )
 
     async def _answer(self, send: Send, status: int, body: object) -> None:
         await send_json(send, status, body, _marks(_NO_VARIANT, RouteReason.LOCAL))

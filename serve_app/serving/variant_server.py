@@ -129,7 +129,7 @@ class VariantServer:
             weight_bytes=checkpoint.told_bytes,
             context_length=engine.context_length,
             engine=engine.version,
-            facts={"checkpoint": args.checkpoint, **engine.facts},
+            facts={"checkpoint": args.checkpoint, **_set_aside(args), **engine.facts},
         )
         self._front = VariantFront(engine, card, token, self._spans)
         self._load_watch = asyncio.create_task(
@@ -181,6 +181,17 @@ class VariantServer:
             await self._engine.shutdown()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
+
+
+def _set_aside(args: VariantArgs) -> dict[str, str]:
+    """The GPUs of one replica, as planned; nothing where none are planned."""
+    if args.gpu is None or args.gpu.fraction is None:
+        return {}
+    return {
+        "gpu_type": args.gpu.type,
+        "gpu_fraction": str(args.gpu.fraction),
+        "gpu_count": str(args.engine.tensor_parallel_size),
+    }
 
 
 async def _publish_load(
