@@ -1,5 +1,6 @@
 """Headless Chromium with a new, empty profile: the system's own, through its ChromeDriver."""
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -48,8 +49,8 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self._driver = Chrome(options=options, service=Service(driver))
 
-    def open(self, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
-        """Load a page in a window of `width` CSS pixels; forget what the console said before."""
+    def open(self, page: Path | str, *, width: int = 1280, scheme: str = "light") -> None:
+        """Load a file or a URL in a window of `width` CSS pixels; forget what the console said."""
         self._cdp(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=900, deviceScaleFactor=1, mobile=False,
@@ -57,7 +58,7 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._cdp("Emulation.setEmulatedMedia", features=features)
         self.console()
-        self._driver.get(page.as_uri())
+        self._driver.get(page if isinstance(page, str) else page.as_uri())
 
     def ask(self, expression: str) -> object:
         """The value of a JavaScript expression in the page."""
@@ -70,6 +71,20 @@ class Browser:
     def console(self) -> list[dict[str, object]]:
         """What went to the console since the last call: errors and failed loads among it."""
         return list(self._driver.get_log("browser"))
+
+    def press(self, key: str) -> None:
+        """Press a key, by the name that selenium has for it, where the focus is."""
+        from selenium.webdriver import ActionChains, Keys
+
+        ActionChains(self._driver).send_keys(getattr(Keys, key)).perform()
+
+    def picture(self, name: str) -> None:
+        """The whole page as a PNG into the folder that QUANTILE_PICTURES names; nothing without."""
+        folder = os.environ.get("QUANTILE_PICTURES")
+        if folder:
+            shot = {"captureBeyondViewport": True, "format": "png"}
+            found = self._driver.execute_cdp_cmd("Page.captureScreenshot", shot)
+            (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(found["data"]))
 
     def close(self) -> None:
         self._driver.quit()

@@ -171,9 +171,10 @@ def body(**changes):
     return json.dumps(wanted | changes).encode()
 
 
-class TestChange:
-    ALIASES = {"m": AliasRules(TrafficSplit(SPLIT))}
+ALIASES = {"m": AliasRules(TrafficSplit(SPLIT))}
 
+
+class TestChange:
     @pytest.mark.parametrize(
         ("wrong", "error"),
         [
@@ -189,14 +190,14 @@ class TestChange:
     )
     def test_what_is_refused(self, wrong, error):
         with pytest.raises(error):
-            parse_change(body(**wrong), self.ALIASES)
+            parse_change(body(**wrong), ALIASES)
         with pytest.raises(MalformedRequestError):
-            parse_change(b"\xff[", self.ALIASES)
+            parse_change(b"\xff[", ALIASES)
 
     async def test_another_ones_change_is_not_overwritten(self):
         store = FakeStore({"a": 0, "b": 10_000, "c": 0})
         with pytest.raises(SplitChangedError, match="not what this page showed"):
-            await SplitChanger(lambda model: store).change(parse_change(body(), self.ALIASES), "x")
+            await SplitChanger(lambda model: store).change(parse_change(body(), ALIASES), "x")
         assert store.closed == 1
 
     async def test_what_does_not_answer_is_said_to_and_the_next_may_try(self):
@@ -204,9 +205,9 @@ class TestChange:
         store.hangs = True
         changer = SplitChanger(lambda model: store, within_s=0.01)
         with pytest.raises(SplitUnreachableError, match="may or may not"):
-            await changer.change(parse_change(body(), self.ALIASES), "x")
+            await changer.change(parse_change(body(), ALIASES), "x")
         store.hangs = False
-        await changer.change(parse_change(body(), self.ALIASES), "x")
+        await changer.change(parse_change(body(), ALIASES), "x")
         assert (store.split["c"], store.closed) == (1000, 2)
 
 
