@@ -286,6 +286,30 @@ ROLLOUT_VERDICT = MetricName(
     ("model", "candidate", "verdict"),
 )
 
+BOUNDED_BY = {
+    "variant": "variants of the Serve file, and `none`",
+    "shadow": "variants of the Serve file",
+    "candidate": "variants of the Serve file",
+    "alias": "aliases of the Serve file",
+    "model": "aliases of the Serve file",
+    "reason": "`RouteReason`, or admission's `Reason`",
+    "status": "statuses that we or an engine answer: some twenty",
+    "outcome": "asked, refused",
+    "state": "closed, half_open, open",
+    "where": "waiting, first_byte, stream, drain",
+    "direction": "down, up",
+    "tenant": "100 names, and `other` (`AdmissionCounts`)",
+    "kind": "a closed set of each metric, named in its description",
+    "device": "devices of a node",
+    "source": "pids, start",
+    "gpu": "types of `configs/gpus.yaml`",
+    "method": "one of each variant",
+    "bits": "one of each variant",
+    "guard": "guards of the rollout's file",
+    "verdict": "`RolloutVerdict`",
+}
+"""Each label, and what keeps the number of its values small: nothing comes from a request."""
+
 
 def every_metric() -> tuple[MetricName, ...]:
     """All of this module, in its order."""
