@@ -1,5 +1,6 @@
 """An engine's own metrics as plain samples, whatever engine it is."""
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -35,7 +36,13 @@ async def app_samples(app: Any) -> list[Sample]:
     """
     status, chunks = 0, []
 
+    asked = False
+
     async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked:  # there is no more, and whoever asks does not leave
+            await asyncio.Event().wait()
+        asked = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Mapping[str, Any]) -> None:

@@ -63,6 +63,14 @@ async def test_it_answers_as_the_engine_in_process_does(started):
     await engine.check_health()
 
 
+async def test_its_metrics_are_read_as_those_of_any_engine(started):
+    engine = await started()
+    await Exchange(engine.app, "POST", CHAT, BODY)()
+    async with asyncio.timeout(10):
+        samples = {sample.name: sample.value for sample in await engine.samples()}
+    assert samples["vllm:generation_tokens_total"] == 5
+
+
 async def test_killed_in_the_middle_of_a_stream(started):
     engine = await started(itl_ms=200)
     exchange = Exchange(engine.app, "POST", CHAT, {**BODY, "stream": True})
