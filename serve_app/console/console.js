@@ -104,10 +104,12 @@
     const label = latency
       ? `${name}: P50 ${time(latency.ttft_s.p50)}, P95 ${time(latency.ttft_s.p95)}, P99 ${time(latency.ttft_s.p99)} of ${latency.n} answers in the last minute`
       : `${name}: no answers yet`;
-    const drawn = hue(svg("svg", { class: "spark", viewBox: "0 0 150 34", role: "img", "aria-label": label }), name);
+    const drawn = hue(svg("svg", { class: "spark", viewBox: "0 0 150 40", role: "img", "aria-label": label }), name);
     if (!latency) return drawn;
     const all = Object.values(latency.steps).flat().filter((x) => x !== null);
-    const most = Math.max(...all, 1e-9);
+    if (!all.length) return drawn;
+    const least = 0.8 * Math.min(...all); // the figures beside it say how much: this says how it went
+    const range = Math.max(...all) - least || 1;
     const n = latency.steps.p50.length;
     for (const [kind, values] of Object.entries(latency.steps)) {
       let run = [];
@@ -118,7 +120,7 @@
       };
       values.forEach((value, i) => {
         if (value === null) end();
-        else run.push([(1 + (148 * i) / (n - 1)).toFixed(1), (32 - (30 * value) / most).toFixed(1)]);
+        else run.push([(1 + (148 * i) / (n - 1)).toFixed(1), (38 - (36 * (value - least)) / range).toFixed(1)]);
       });
       end();
     }
@@ -163,6 +165,12 @@
     }
     $("split-bars").replaceChildren(...drawn);
   }
+  function grouped(parts) {
+    const counts = new Map();
+    for (const part of parts) counts.set(part.variant, { ...part, n: (counts.get(part.variant)?.n || 0) + 1 });
+    return [...counts.values()].map(({ variant, share: each, n_bytes: size, n }) =>
+      [variant, `${variant} ${n > 1 ? `${n} × ` : ""}${percent(each)} · ${bytes(size)}${n > 1 ? " each" : ""}`]);
+  }
   function drawDevices() {
     const drawn = [];
     for (const device of state.devices) {
@@ -172,7 +180,7 @@
       drawn.push(
         el("p", { class: "bar-title" }, el("span", { text: device.name }), el("span", { text: `${percent(used)}${size}` })),
         bar(`${device.name}: ${told || "nothing"}`, device.parts),
-        legend(device.parts.map((part) => [part.variant, `${part.variant} ${percent(part.share)} · ${bytes(part.n_bytes)}`])));
+        legend(grouped(device.parts)));
     }
     if (!drawn.length) drawn.push(el("p", { text: "Nothing is known of a device yet." }));
     if (state.not_placed.length) {
@@ -186,8 +194,8 @@
     for (const [alias, rules] of Object.entries(state.aliases)) {
       if (!rules.ladder) continue;
       const { rung, reason, rungs } = rules.ladder;
-      drawn.push(el("p", { class: "bar-title", text: `${alias}: rung ${rung} of ${Object.keys(rungs).length - 1}` }),
-        el("p", { text: known(reason) }),
+      drawn.push(el("p", { class: "bar-title", text: `${alias}: down to ${rung}, rung ${Object.keys(rungs).indexOf(rung) + 1} of ${Object.keys(rungs).length}` }),
+        ...(reason ? [el("p", { text: `Last move: ${reason}` })] : []),
         legend(Object.entries(rungs).map(([name, each]) => [name, `${name} ${share(each.share_bp)}, P95 ${time(each.ttft_p95_s)}`])));
     }
     $("ladder").replaceChildren(...(drawn.length ? drawn : [el("p", { text: "No ladder is configured." })]));
@@ -237,7 +245,7 @@
       }
       seen.splits.set(alias, rules.split);
       const rung = rules.ladder ? rules.ladder.rung : null;
-      if (seen.rungs.has(alias) && seen.rungs.get(alias) !== rung) news.push(`${alias} is on rung ${rung}`);
+      if (seen.rungs.has(alias) && seen.rungs.get(alias) !== rung) news.push(`the ladder of ${alias} is down to ${rung}`);
       seen.rungs.set(alias, rung);
     }
     if (news.length) announce(`${news.join("; ")}.`);

@@ -32,6 +32,8 @@ CARDS = {
     "awq": card_of("awq", method="awq", weight_bytes=2**29, facts=L4 | {"gpu_fraction": "0.4639"}),
 }
 
+LADDER = {"rungs": ["int8", "gptq"], "ttft_p95_ms": 500}
+
 
 class LiveRouter:
     """A router in a thread of its own; its Serve REST API is a split that follows what is put."""
@@ -63,6 +65,7 @@ class LiveRouter:
             "shadow": shadow,
             "cohorts": [{"name": "paying", "tenants": ["boss"], "split": {"bf16": 10_000}}],
             "admission": {"keys_file": self.keys_file},
+            "aliases": {"fast": {"split": {"int8": 10_000, "gptq": 0}, "ladder": LADDER}},
         }
         self.app.configure(RouterUserConfig.model_validate(config))
 
@@ -188,6 +191,9 @@ def test_every_fact_is_shown_and_what_the_router_says_is_text(chromium, live):
     assert chromium.ask("document.querySelectorAll('.spark polyline').length") >= 9
     assert "Host memory" in text(chromium, "devices") and "L4 1" in text(chromium, "devices")
     assert "m → awq" in text(chromium, "shadow")
+    assert "fast: down to int8, rung 1 of 2" in text(chromium, "ladder") and "gptq 0 %" in text(
+        chromium, "ladder"
+    )
     assert "paying" in text(chromium, "split-bars")
     assert "smoke: pass" in text(chromium, "verdicts") and HOSTILE in text(chromium, "verdicts")
     assert chromium.ask("document.querySelectorAll('img').length") == 0
@@ -246,6 +252,21 @@ def test_without_an_admin_key_there_is_nothing_to_slide_and_the_router_refuses(c
         chromium.run("window.got = 0;" + post.replace("HEADERS", headers))
         until(chromium, f"window.got === {status}")
     assert live.split == SPLIT
+
+
+def test_another_models_split_has_its_own_sliders(chromium, live):
+    enter(chromium, live, ADMIN)
+    until(chromium, "!document.getElementById('alias-row').hidden")
+    chromium.run(
+        "const s = document.getElementById('alias'); s.value = 'fast';"
+        "s.dispatchEvent(new Event('change'));"
+    )
+    names = "Array.from(document.querySelectorAll('#sliders input'), i => i.dataset.variant)"
+    assert chromium.ask(names) == ["int8", "gptq"]
+    slide(chromium, "gptq", 2500)
+    assert text(chromium, "preview").startswith("25.0 % ")
+    assert "ladder moves the same shares" in text(chromium, "preview")
+    assert chromium.console() == []
 
 
 def test_the_key_is_kept_in_the_tab_alone_and_can_be_forgotten(chromium, live):
