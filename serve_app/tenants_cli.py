@@ -56,6 +56,7 @@ def add(
     variants: Annotated[
         list[str] | None, typer.Option("--variant", help="One that may serve it; default all.")
     ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May change the split.")] = False,
 ) -> None:
     """Make a key, print it once, and write its digest into the file.
 
@@ -73,6 +74,7 @@ def add(
         "tokens_per_day": tokens_per_day,
         "models": models,
         "variants": variants,
+        "admin": admin,
     }
     key = KEY_PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     content = _with_key(file, tenant, key, expires, settings)

@@ -194,8 +194,8 @@
     for (const [alias, rules] of Object.entries(state.aliases)) {
       if (!rules.ladder) continue;
       const { rung, reason, rungs } = rules.ladder;
-      drawn.push(el("p", { class: "bar-title", text: `${alias}: down to ${rung}, rung ${Object.keys(rungs).indexOf(rung) + 1} of ${Object.keys(rungs).length}` }),
-        ...(reason ? [el("p", { text: `Last move: ${reason}` })] : []),
+      drawn.push(el("p", { class: "bar-title", text: `${alias}: rung ${Object.keys(rungs).indexOf(rung) + 1} of ${Object.keys(rungs).length}, ${rung}` }),
+        ...(reason ? [el("p", { text: reason })] : []),
         legend(Object.entries(rungs).map(([name, each]) => [name, `${name} ${share(each.share_bp)}, P95 ${time(each.ttft_p95_s)}`])));
     }
     $("ladder").replaceChildren(...(drawn.length ? drawn : [el("p", { text: "No ladder is configured." })]));

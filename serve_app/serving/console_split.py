@@ -12,6 +12,7 @@ from serve_app.config.strict import ModelName, StrictModel, VariantName
 from serve_app.domain.errors import CallerError, MalformedRequestError, UnknownModelError
 from serve_app.domain.text import shown
 from serve_app.domain.traffic import AliasRules, TrafficSplit
+from serve_app.serving.serve_status import dashboard_url
 from serve_app.splits.http import ray_token
 from serve_app.splits.live_split import (
     SplitChangedError,
@@ -49,10 +50,14 @@ StoreOf = Callable[[str], SplitStore]
 
 
 def serve_api_of(environ: Mapping[str, str] = os.environ) -> StoreOf:
-    """Serve's REST API on this node's dashboard, or where the environment says it is."""
-    url = environ.get(SERVE_API_VARIABLE, _SERVE_API)
+    """Serve's REST API where the environment says it is, else on this cluster's dashboard."""
     application = environ.get(APPLICATION_VARIABLE, _APPLICATION)
-    return lambda model: ServeApi(url, application, model, ray_token(environ))
+
+    def store(model: str) -> SplitStore:
+        url = environ.get(SERVE_API_VARIABLE) or dashboard_url() or _SERVE_API
+        return ServeApi(url, application, model, ray_token(environ))
+
+    return store
 
 
 def parse_change(body: bytes, aliases: Mapping[str, AliasRules]) -> SplitChange:

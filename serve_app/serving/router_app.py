@@ -52,7 +52,7 @@ RELAYED_PATHS = frozenset(
     }
 )
 _MODELS, _STATUS = "/v1/models", "/status"
-_OWN_PATHS = (_MODELS, _STATUS, OPENAPI_PATH, "/healthz", "/readyz")
+_OWN_PATHS = (_MODELS, _STATUS, CONSOLE, OPENAPI_PATH, "/healthz", "/readyz")
 _NO_VARIANT = "none"
 
 logger = logging.getLogger("ray.serve")

@@ -87,6 +87,18 @@ def replicas_of(application: Any) -> Replicas | None:
     return Replicas(running, meant if settled or meant > running else None)
 
 
+def dashboard_url() -> str | None:
+    """Where Ray's dashboard answers, and with it Serve's REST API; None outside of Ray."""
+    try:
+        from ray._private.worker import get_dashboard_url  # it has no public way to ask
+
+        address = get_dashboard_url()
+    except Exception as error:
+        logger.warning("where Ray's dashboard is, is not known: %r", error)
+        return None
+    return f"http://{address}" if address else None
+
+
 def _applications() -> Mapping[str, Any]:
     from ray import serve
 

@@ -191,7 +191,7 @@ def test_every_fact_is_shown_and_what_the_router_says_is_text(chromium, live):
     assert chromium.ask("document.querySelectorAll('.spark polyline').length") >= 9
     assert "Host memory" in text(chromium, "devices") and "L4 1" in text(chromium, "devices")
     assert "m → awq" in text(chromium, "shadow")
-    assert "fast: down to int8, rung 1 of 2" in text(chromium, "ladder") and "gptq 0 %" in text(
+    assert "fast: rung 1 of 2, int8" in text(chromium, "ladder") and "gptq 0 %" in text(
         chromium, "ladder"
     )
     assert "paying" in text(chromium, "split-bars")

@@ -216,12 +216,20 @@ class TestCommand:
         assert len(key) == 47
         assert key not in file.read_text()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert "admin" not in file.read_text(), "what is not asked for is not written"
         ring = key_ring(read_tenants(file))
         assert ring.find(key.encode(), NOW_S) == "acme"
         assert ring.tenants["acme"].cohort == "paying"
         assert ring.tenants["acme"].limits.requests_per_minute == 60
         assert not list(tmp_path.glob(".*")), "no draft is left"
         assert self.run("hash", stdin=f"{key}\n").stdout.strip() == digest_of(key)
+
+    def test_an_admin_is_one_only_where_it_is_said(self, tmp_path):
+        file = tmp_path / "keys.yaml"
+        self.key_of(self.run("add", "boss", "--file", file, "--admin"))
+        self.key_of(self.run("add", "acme", "--file", file))
+        tenants = key_ring(read_tenants(file)).tenants
+        assert [tenants[name].is_admin for name in ("boss", "acme")] == [True, False]
 
     @pytest.mark.parametrize("name", ["keys.yaml", "keys.json"])
     def test_a_second_key_leaves_the_first_and_the_limits(self, tmp_path, name):

@@ -102,8 +102,22 @@ async def test_a_variant_serves_its_card_and_its_names():
         }.items()
     )
     assert "max_num_seqs" not in card["facts"], "no bound is no fact"
+    assert "gpu_type" not in card["facts"]
     listed = (await Exchange(app, "GET", "/v1/models", headers=known)()).json["data"]
     assert {"m@a", "m"} <= {model["id"] for model in listed}
+
+
+async def test_a_card_says_what_of_a_gpu_is_set_aside():
+    args = variant_args("none", "awq", kind="fake", fake={}).model_dump() | {
+        "gpu": {"type": "L4", "fraction": 0.4627}
+    }
+    server = VariantServer(VariantArgs.model_validate(args), RecordingLoadMetrics)
+    app = await server.__serve_build_asgi_app__()
+    known = [("x-quantile-internal", TOKEN)]
+    card = (await Exchange(app, "GET", "/quantile/card", headers=known)()).json
+    told = {name: card["facts"][name] for name in ("gpu_type", "gpu_fraction", "gpu_count")}
+    assert told == {"gpu_type": "L4", "gpu_fraction": "0.4627", "gpu_count": "1"}
+    await server.__del__()
 
 
 async def test_an_engine_that_says_it_is_ill_has_the_replica_replaced():
