@@ -36,6 +36,7 @@ family: setup ## make the reference model's variants (instant when they exist)
 
 test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engines, every variant in real engines
 	.ci/install-browser
+	.ci/install-prometheus
 	quantile reference build --all
 	$(PY) -m pytest
 
