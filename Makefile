@@ -20,7 +20,7 @@ export RAY_SERVE_PORT_QUARANTINE_S ?= 150
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 
-.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts check format bench-relay bench-load bench-plan drill-store bench-store clean
+.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts test-gate check format bench-relay bench-load bench-plan drill-store bench-store clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ test-gpu: $(READY) ## on one GPU, under 10 minutes, PROFILE=gpu: plan against by
 
 test-starts: family ## four engines started at once, 20 times, replicas killed: about 15 minutes
 	QUANTILE_TEST_START_ROUNDS=20 $(PY) -m pytest -s tests/engine_cpu/test_start_gate.py
+
+test-gate: family $(QUANTIZE_READY) ## 60 broken variants caught, 20 honest ones passed, in real vLLM: about 10 minutes
+	QUANTILE_TEST_GATE_SEEDS=20 $(PY) -m pytest -s tests/engine_cpu/test_gate_acceptance.py
 
 drill-store: $(READY) ## pull 1 GiB killed ten times by SIGKILL; four pulls at once
 	QUANTILE_TEST_STORE_MIB=1024 $(PY) -m pytest -s tests/contract/test_store_pull.py -k TestProcesses

@@ -1,4 +1,6 @@
-"""A broken variant never passes the gate, an honest one always does: 20 seeds of each, real vLLM.
+"""A broken variant never passes the gate, an honest one always does, in real vLLM.
+
+`QUANTILE_TEST_GATE_SEEDS` sets how many of each (`make test-gate`: 20; about ten minutes).
 
 Broken: one layer of 21, chosen by seed, of a good checkpoint in the layout of compressed-tensors
 (even seeds) or of its tool (odd ones). Honest: GPTQ calibrated on other rows. Each half takes one
@@ -25,7 +27,7 @@ from tests.fakes.damage import damage
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 20
+SEEDS = int(os.environ.get("QUANTILE_TEST_GATE_SEEDS", "6"))
 NATIVE = {"gptq": gptq, "awq": awq}
 DAMAGED = {"shuffled_scales": "gptq", "wrong_zero_points": "awq", "swapped_layers": "gptq"}
 """What is broken, and the recipe whose checkpoint it is broken in: only AWQ's has zero points."""

@@ -32,7 +32,7 @@ from serve_app.node.runtime import RUNTIME_DIR
 from serve_app.node.tickets import posted_tickets
 from tests.engine_cpu.conftest import CONFIG
 
-ROUNDS = int(os.environ.get("QUANTILE_TEST_START_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("QUANTILE_TEST_START_ROUNDS", "2"))
 SEED = 20261120
 PATIENCE_S = 240.0
 GONE_S = 30.0
