@@ -13,7 +13,8 @@ from cluster.check.fault import ManifestError, UncheckedError
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 OVERLAYS = ("dev", "staging", "prod", "gpu-poor")
-ROOTS = tuple(f"cluster/overlays/{name}" for name in OVERLAYS) + (
+ROOTS = (
+    *(f"cluster/overlays/{name}" for name in OVERLAYS),
     "cluster/karpenter",
     "cluster/jobs/preload",
     "cluster/jobs/loadtest",

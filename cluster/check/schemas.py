@@ -42,8 +42,8 @@ def check_object(manifest: Manifest) -> None:
 def is_core(manifest: Manifest) -> bool:
     """Whether Kubernetes itself defines the kind."""
     group = manifest["apiVersion"].rpartition("/")[0]
-    return "." not in group or group.endswith(".k8s.io") and "gateway" not in group and (
-        "karpenter" not in group
+    return "." not in group or (
+        group.endswith(".k8s.io") and "gateway" not in group and ("karpenter" not in group)
     )
 
 
@@ -72,7 +72,9 @@ def check_eksctl(config: Manifest, folder: Path) -> None:
     if not file.is_file():
         raise UncheckedError(f"no schema of eksctl: {file}")
     validator = jsonschema.Draft7Validator(json.loads(file.read_text()))
-    faults = [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(config)]
+    faults = [
+        f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(config)
+    ]
     if faults:
         raise ManifestError("ClusterConfig: " + "; ".join(faults))
 

@@ -1,0 +1,152 @@
+"""The commands of cluster/README.md: each can be parsed, and names what exists.
+
+kubectl and helm are asked for their own flags; `quantile` parses its own arguments; bash reads the
+syntax. Of aws, eksctl, docker, git and curl only the files that they name are looked at.
+"""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import typer
+
+from cluster.check.fault import ManifestError, UncheckedError
+from cluster.check.render import CLUSTER, ROOT, kubectl
+
+README = CLUSTER / "README.md"
+OTHERS = {"aws", "curl", "docker", "eksctl", "export", "git", "helm", "openssl", "cd", "unset"}
+_BLOCK = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.M | re.S)
+_PATH = re.compile(r"^(?:\./)?(?:cluster|configs|loadtests|\.ci)/[\w./-]+$")
+
+
+def blocks(text: str) -> list[str]:
+    """The shell blocks of a Markdown file."""
+    return _BLOCK.findall(text)
+
+
+def commands(text: str) -> Iterator[str]:
+    """Each command of the blocks: continued lines joined, pipes and `&&` taken apart."""
+    for block in blocks(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            stripped = line.strip()
+            if stripped and not stripped.startswith("#"):
+                yield from (part for part in _parts(stripped) if part)
+
+
+def check_commands(text: str) -> str:
+    """Raises ManifestError for a command that cannot be right."""
+    for block in blocks(text):
+        done = subprocess.run(
+            ["bash", "-n"], input=block, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ManifestError(f"README: bash says {done.stderr.strip()} of\n{block}")
+    found = list(commands(text))
+    for command in found:
+        _check(command)
+    if not found:
+        raise ManifestError("README: no command was found")
+    return f"{len(found)} commands"
+
+
+def _check(command: str) -> None:
+    words = [word for word in shlex.split(command, comments=True) if word]
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if not words:
+        return
+    program, arguments = words[0], words[1:]
+    for word in arguments:
+        path = word.rpartition("=")[2]
+        if _PATH.match(path) and not (ROOT / path).exists():
+            raise ManifestError(f"README: {command!r} names {path}, which is not there")
+    if program == "kubectl":
+        _kubectl(arguments, command)
+    elif program in {"quantile", "python"}:
+        _python(program, arguments, command)
+    elif program == "make":
+        _make(arguments, command)
+    elif program.startswith("cluster/"):
+        _script(ROOT / program, command)
+    elif program not in OTHERS:
+        raise ManifestError(f"README: {command!r}: {program} is no program that it may use")
+
+
+def _kubectl(arguments: list[str], command: str) -> None:
+    plain = [word for word in arguments if not word.startswith("-")]
+    flags = {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
+    verbs = [word for word in plain if word not in {"quantile", "monitoring", "kuberay-system"}]
+    depth = {"create": 2, "rollout": 2}.get(verbs[0], 1) if verbs else 0
+    if not depth:
+        raise ManifestError(f"README: {command!r} has no verb")
+    known = kubectl_flags(tuple(verbs[:depth]))
+    if unknown := sorted(flags - known):
+        raise ManifestError(f"README: {command!r}: kubectl {verbs[0]} has no {', '.join(unknown)}")
+
+
+@cache
+def kubectl_flags(verb: tuple[str, ...]) -> frozenset[str]:
+    """Every flag that kubectl itself names for a verb, short ones too."""
+    shown = ""
+    for asked in ([*verb, "--help"], ["options"]):
+        done = subprocess.run([kubectl(), *asked], capture_output=True, text=True, check=False)
+        if done.returncode or (
+            asked[0] != "options" and f"kubectl {' '.join(verb)}" not in done.stdout
+        ):
+            raise ManifestError(f"README: kubectl has no command {' '.join(verb)}")
+        shown += done.stdout
+    long = re.findall(r"^\s+(?:(-\w), )?(--[\w-]+)=", shown, re.M)
+    return frozenset(flag for pair in long for flag in pair if flag)
+
+
+def _python(program: str, arguments: list[str], command: str) -> None:
+    if program == "python":
+        if arguments[:2] != ["-m", "cluster.check"]:
+            raise ManifestError(f"README: {command!r} runs no module of ours")
+        return
+    from serve_app.cli import app  # the whole tree of commands: only here
+
+    node = typer.main.get_command(app)
+    rest = list(arguments)
+    while hasattr(node, "commands"):
+        if not rest or rest[0] not in node.commands:
+            raise ManifestError(f"README: {command!r}: quantile has no {' '.join(rest[:1])!r}")
+        node = node.commands[rest.pop(0)]
+    taken = {option for each in node.params for option in each.opts}
+    if unknown := [
+        word for word in rest if word.startswith("--") and word.split("=")[0] not in taken
+    ]:
+        raise ManifestError(f"README: {command!r}: no option {', '.join(unknown)}")
+
+
+def _make(arguments: list[str], command: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = [word for word in arguments if "=" not in word]
+    if missing := [word for word in named if word not in targets]:
+        raise UncheckedError(f"the Makefile has no target {', '.join(missing)} yet ({command})")
+
+
+def _script(file: Path, command: str) -> None:
+    if not file.is_file() or not file.stat().st_mode & 0o100:
+        raise ManifestError(f"README: {command!r}: {file} is no program")
+    done = subprocess.run(["bash", "-n", str(file)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ManifestError(f"{file}: {done.stderr.strip()}")
+
+
+def _parts(line: str) -> list[str]:
+    """A line without quoted text split at pipes and `&&`; bash has read its syntax already."""
+    lexer = shlex.shlex(line, posix=False, punctuation_chars="|&;")
+    lexer.whitespace_split = True
+    parts: list[str] = []
+    current: list[str] = []
+    for token in lexer:
+        if set(token) <= set("|&;"):
+            parts.append(" ".join(current))
+            current = []
+        else:
+            current.append(token)
+    return [*parts, " ".join(current)]

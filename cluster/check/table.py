@@ -1,0 +1,130 @@
+"""Every check with its verdict: pass, fail, or not made here and why."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from cluster.check import agreement, files, kuberay, references, schemas, serve_config, timers
+from cluster.check.commands import README, check_commands
+from cluster.check.fault import UncheckedError
+from cluster.check.render import OVERLAYS, ROOTS, Manifest, plain_manifests, ray_service, rendered
+from cluster.check.rules import check_rules
+from serve_app.domain.errors import QuantileError
+
+WHOLE_BUDGET = {"staging", "prod"}
+"""Overlays whose groups give all the GPUs that the scaling policies share."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check of one thing."""
+
+    what: str
+    where: str
+    verdict: str
+    detail: str
+
+
+def rows() -> Iterator[Row]:
+    """All of them, one after the other."""
+    for root in ROOTS:
+        yield row("renders", root, partial(_rendered, root))
+        yield row("schema, strict", root, partial(_schemas_of, root))
+    for file, manifest in plain_manifests():
+        yield row("schema, strict", file, partial(_schemas, (manifest,)))
+    yield row("schema, strict", "cluster/eks/cluster.yaml", _eksctl)
+    for name in OVERLAYS:
+        yield from _overlay(name)
+    for job in ("cluster/jobs/preload", "cluster/jobs/loadtest"):
+        yield row("names exist", job, partial(_references, rendered(job)))
+        yield row("hardened", job, partial(references.hardened, rendered(job)))
+    yield row("AWS rights", "cluster/eks/cluster.yaml", _rights)
+    yield row("pins", "cluster/image/Dockerfile", files.check_dockerfile)
+    yield row("pins", "cluster/helm", files.check_charts)
+    yield row("alerts", "cluster/monitoring", check_rules)
+    yield row("commands", "cluster/README.md", lambda: check_commands(README.read_text("utf-8")))
+
+
+def row(what: str, where: str, check: Callable[[], str]) -> Row:
+    """Make one check."""
+    try:
+        return Row(what, where, "pass", check())
+    except UncheckedError as error:
+        return Row(what, where, "skip", str(error))
+    except QuantileError as error:
+        return Row(what, where, "fail", str(error))
+
+
+def scaling_series(overlay: str = "prod") -> tuple[timers.Series, ...]:
+    """The timers of an overlay, in series."""
+    times = serve_config.times(serve_config.content())
+    return timers.series_of(
+        rendered(f"cluster/overlays/{overlay}"), rendered("cluster/karpenter"), times
+    )
+
+
+def _overlay(name: str) -> Iterator[Row]:
+    root = f"cluster/overlays/{name}"
+
+    def of(what: str, check: Callable[[tuple[Manifest, ...]], str]) -> Row:
+        return row(what, root, lambda: check(rendered(root)))
+
+    yield of("KubeRay's rules", _kuberay)
+    yield of("one Serve config", agreement.one_file)
+    yield of("one Ray", agreement.versions)
+    yield of("GPUs", lambda objects: agreement.gpus(objects, whole_budget=name in WHOLE_BUDGET))
+    yield of("routers", agreement.routers)
+    yield of("endings", agreement.endings)
+    yield of("environment", agreement.same_environment)
+    yield of("networks", lambda objects: agreement.networks(objects, agreement.eks_config()))
+    yield of("nodes", lambda objects: agreement.node_pools(objects, rendered("cluster/karpenter")))
+    yield of("names exist", _references)
+    yield of("disruption", references.disruption_budgets)
+    yield of("endpoints", references.endpoints)
+    yield of("hardened", references.hardened)
+    yield row("timers", root, lambda: _timers(name))
+
+
+def _rendered(root: str) -> str:
+    return f"{len(rendered(root))} objects"
+
+
+def _schemas_of(root: str) -> str:
+    return _schemas(rendered(root))
+
+
+def _schemas(objects: tuple[Manifest, ...]) -> str:
+    unchecked = []
+    for each in objects:
+        try:
+            schemas.check_object(each)
+        except UncheckedError as error:
+            unchecked.append(str(error))
+    if unchecked:
+        raise UncheckedError(f"{len(unchecked)} of {len(objects)}: {unchecked[0]}")
+    return f"{len(objects)} objects"
+
+
+def _eksctl() -> str:
+    schemas.check_eksctl(agreement.eks_config(), schemas.schema_folder())
+    return "ClusterConfig"
+
+
+def _kuberay(objects: tuple[Manifest, ...]) -> str:
+    kuberay.check_ray_service(ray_service(objects))
+    return "1.7.0"
+
+
+def _references(objects: tuple[Manifest, ...]) -> str:
+    secrets = references.created_secrets(README.read_text("utf-8"))
+    return references.named_things_exist(objects, rendered("cluster/overlays/prod"), secrets)
+
+
+def _rights() -> str:
+    return references.rights(
+        agreement.eks_config(), rendered("cluster/overlays/prod"), rendered("cluster/jobs/loadtest")
+    )
+
+
+def _timers(name: str) -> str:
+    return ", ".join(f"{each.name} {each.total_s:.0f} s" for each in scaling_series(name))

@@ -1,0 +1,301 @@
+"""cluster/ as a real kubectl renders it, against schemas and itself; and the checks see what breaks.
+
+Skipped with the reason where there is no kubectl (`.ci/install-kubectl`) or no CRD schemas
+(`QUANTILE_SCHEMAS`); where CI=true a missing kubectl is a failure.
+"""
+
+import copy
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.check import agreement, references, schemas
+from cluster.check.__main__ import main, timers_table
+from cluster.check.commands import README, check_commands
+from cluster.check.fault import ManifestError, UncheckedError
+from cluster.check.halves import render_at
+from cluster.check.kuberay import check_ray_service
+from cluster.check.render import CLUSTER, OVERLAYS, ROOT, of_kind, ray_service, render, rendered
+from cluster.check.table import rows
+
+if shutil.which("kubectl") is None and os.environ.get("CI") != "true":
+    pytest.skip("no kubectl: .ci/install-kubectl", allow_module_level=True)
+
+PROD = "cluster/overlays/prod"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return list(rows())
+
+
+def test_no_check_fails_and_those_not_made_say_why(table):
+    failed = [
+        f"{each.what} {each.where}: {each.detail}" for each in table if each.verdict == "fail"
+    ]
+    assert not failed, "\n".join(failed)
+    skipped = {each.detail for each in table if each.verdict == "skip"}
+    if any("CRD schemas" in why for why in skipped):
+        pytest.skip(next(iter(skipped)))
+    assert len(table) > 70
+
+
+@pytest.fixture
+def prod():
+    return copy.deepcopy(rendered(PROD))
+
+
+def group(objects, name):
+    groups = ray_service(objects)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return next(each for each in groups if each["groupName"] == name)
+
+
+def head(objects):
+    return ray_service(objects)["spec"]["rayClusterConfig"]["headGroupSpec"]
+
+
+class TestTheChecksSeeWhatBreaks:
+    """Each breaks the production overlay in one place."""
+
+    def nodes(self):
+        return rendered("cluster/karpenter")
+
+    def test_an_image_of_another_ray(self, prod):
+        head(prod)["template"]["spec"]["containers"][0]["image"] = "x/quantile:0.1.0-ray2.59.0"
+        with pytest.raises(ManifestError, match=r"2\.59\.0"):
+            agreement.versions(prod)
+
+    def test_an_image_without_a_version(self, prod):
+        head(prod)["template"]["spec"]["containers"][0]["image"] = "x/quantile:latest"
+        with pytest.raises(ManifestError, match="tag"):
+            agreement.versions(prod)
+
+    def test_a_ray_version_that_is_not_the_images(self, prod):
+        ray_service(prod)["spec"]["rayClusterConfig"]["rayVersion"] = "2.61.0"
+        with pytest.raises(ManifestError, match="rayVersion"):
+            agreement.versions(prod)
+
+    def test_a_copy_of_the_serve_config(self, prod):
+        ray_service(prod)["spec"]["serveConfigV2"] += "\n"
+        with pytest.raises(ManifestError, match="configs/prod.yaml"):
+            agreement.one_file(prod)
+
+    def test_a_label_that_no_variant_selects(self, prod):
+        group(prod, "l4")["labels"] = {"ray.io/accelerator-type": "L40S"}
+        with pytest.raises(ManifestError, match="L4"):
+            agreement.gpus(prod, whole_budget=True)
+
+    def test_fewer_gpus_than_the_fewest_replicas_take(self, prod):
+        group(prod, "a10g")["maxReplicas"] = 1
+        with pytest.raises(ManifestError, match="do not fit"):
+            agreement.gpus(prod, whole_budget=False)
+
+    def test_fewer_gpus_than_the_policies_share(self, prod):
+        group(prod, "l4")["maxReplicas"] = 3
+        assert "pending" in agreement.gpus(prod, whole_budget=False)
+        with pytest.raises(ManifestError, match="budget"):
+            agreement.gpus(prod, whole_budget=True)
+
+    @pytest.mark.parametrize("name", ["head", "l4"])
+    def test_cpus_where_no_router_may_be(self, prod, name):
+        started = head(prod) if name == "head" else group(prod, name)
+        started["rayStartParams"]["num-cpus"] = "4"
+        with pytest.raises(ManifestError):
+            agreement.routers(prod)
+
+    @pytest.mark.parametrize("seconds", [630, 659, 660])
+    def test_a_pod_that_is_killed_before_its_streams_end(self, prod, seconds):
+        group(prod, "l4")["template"]["spec"]["terminationGracePeriodSeconds"] = seconds
+        with pytest.raises(ManifestError, match="terminationGracePeriodSeconds"):
+            agreement.endings(prod)
+
+    def test_an_old_cluster_that_is_deleted_under_its_streams(self, prod):
+        ray_service(prod)["spec"]["rayClusterDeletionDelaySeconds"] = 60
+        with pytest.raises(ManifestError, match="rayClusterDeletionDelaySeconds"):
+            agreement.endings(prod)
+
+    @pytest.mark.parametrize("name", ["load-balancer", "target-group"])
+    def test_a_load_balancer_that_gives_up_early(self, prod, name):
+        [ingress] = of_kind(prod, "Ingress")
+        key = f"alb.ingress.kubernetes.io/{name}-attributes"
+        notes = ingress["metadata"]["annotations"]
+        notes[key] = notes[key].replace("=660", "=60")
+        with pytest.raises(ManifestError, match="ALB"):
+            agreement.endings(prod)
+
+    def test_an_environment_that_differs_from_make_serve(self, prod):
+        env = group(prod, "h100")["template"]["spec"]["containers"][0]["env"]
+        next(each for each in env if each["name"].endswith("CLIENT_S"))["value"] = "3600"
+        with pytest.raises(ManifestError, match="TIMEOUT_CLIENT_S"):
+            agreement.same_environment(prod)
+
+    def test_a_vpc_of_other_subnets(self, prod):
+        eks = agreement.eks_config()
+        eks["vpc"]["cidr"] = "10.43.0.0/16"
+        with pytest.raises(ManifestError, match="public subnets"):
+            agreement.networks(prod, eks)
+
+    def test_a_group_without_nodes(self, prod):
+        group(prod, "l4")["template"]["spec"]["nodeSelector"] = {"quantile.dev/gpu": "T4"}
+        with pytest.raises(ManifestError, match="NodePool"):
+            agreement.node_pools(prod, self.nodes())
+
+    def test_no_room_for_the_second_cluster_of_an_upgrade(self, prod):
+        group(prod, "h100")["maxReplicas"] = 2
+        with pytest.raises(ManifestError, match="h100"):
+            agreement.node_pools(prod, self.nodes())
+
+    def test_a_secret_that_nobody_creates(self, prod):
+        secrets = references.created_secrets(README.read_text())
+        del secrets["quantile-keys"]
+        with pytest.raises(ManifestError, match="quantile-keys"):
+            references.named_things_exist(prod, (), secrets)
+
+    @pytest.mark.parametrize("field", ["serviceAccountName", "priorityClassName"])
+    def test_names_that_do_not_exist(self, prod, field):
+        group(prod, "cpu")["template"]["spec"][field] = "nobody"
+        with pytest.raises(ManifestError, match="nobody"):
+            references.named_things_exist(prod, (), references.created_secrets(README.read_text()))
+
+    @pytest.mark.parametrize(
+        "spec", [{"maxUnavailable": 1}, {"minAvailable": "50%"}, {"minAvailable": 2}]
+    )
+    def test_budgets_that_do_nothing_or_hold_up_every_drain(self, prod, spec):
+        budget = of_kind(prod, "PodDisruptionBudget")[0]
+        budget["spec"].pop("minAvailable")
+        budget["spec"].update(spec)
+        with pytest.raises(ManifestError, match="PDB"):
+            references.disruption_budgets(prod)
+
+    def test_a_scraped_port_that_no_pod_has(self, prod):
+        containers = group(prod, "cpu")["template"]["spec"]["containers"]
+        containers[0]["ports"] = [
+            each for each in containers[0]["ports"] if each["name"] != "metrics"
+        ]
+        with pytest.raises(ManifestError, match="no port metrics"):
+            references.endpoints(prod)
+
+    def test_rights_beyond_reading(self, prod):
+        eks = agreement.eks_config()
+        eks["iam"]["podIdentityAssociations"][0]["permissionPolicy"]["Statement"][0]["Action"] = [
+            "s3:*"
+        ]
+        with pytest.raises(ManifestError, match="GetObject"):
+            references.rights(eks, prod, rendered("cluster/jobs/loadtest"))
+
+    def test_a_container_that_is_root(self, prod):
+        group(prod, "l4")["template"]["spec"]["containers"][0]["securityContext"]["runAsUser"] = 0
+        with pytest.raises(ManifestError, match="root"):
+            references.hardened(prod)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("serveConfigv2",), ""),
+        (("rayClusterConfig", "headGroupSpec", "rayStartParams"), {"num-cpus": 0}),
+        (("rayClusterConfig", "authOptions"), {"mode": "tokens"}),
+        (("rayClusterConfig", "workerGroupSpecs"), [{"groupName": "a"}]),
+        (("rayClusterDeletionDelaySeconds",), "900s"),
+    ],
+)
+def test_a_wrong_ray_service_does_not_pass_its_schema(prod, path, value):
+    try:
+        folder = schemas.schema_folder()
+    except UncheckedError as why:
+        pytest.skip(str(why))
+    service = ray_service(prod)
+    node = service["spec"]
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = value
+    with pytest.raises(ManifestError):
+        schemas.check_custom(service, folder)
+
+
+def test_the_component_that_no_overlay_has_renders_and_is_taken(tmp_path):
+    """incremental-upgrade, on top of prod."""
+    way = os.path.relpath(CLUSTER, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "kustomize.config.k8s.io/v1beta1",
+                "kind": "Kustomization",
+                "resources": [f"{way}/overlays/prod"],
+                "components": [f"{way}/components/incremental-upgrade"],
+            }
+        )
+    )
+    service = ray_service(render(tmp_path))
+    assert service["spec"]["upgradeStrategy"]["clusterUpgradeOptions"]["stepSizePercent"] == 10
+    check_ray_service(service)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_secrets_are_named_and_never_held(overlay):
+    assert not of_kind(rendered(f"cluster/overlays/{overlay}"), "Secret")
+
+
+def test_the_readme_has_the_timers_as_computed():
+    assert timers_table() in README.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("kubectl apply --serverside -k cluster/overlays/prod", "--serverside"),
+        ("kubectl applly -k cluster/overlays/prod", "applly"),
+        ("kubectl apply -k cluster/overlays/production", "not there"),
+        ("quantile store pul s3://a/b@c", "pul"),
+        ("quantile plan configs/prod.yaml --chek", "--chek"),
+        ("cluster/scripts/instal.sh", "no program"),
+        ("rm -rf cluster", "may use"),
+        ('curl "https://example.com', "bash says"),
+    ],
+)
+def test_a_wrong_command_in_the_readme_is_seen(command, said):
+    with pytest.raises(ManifestError, match=said):
+        check_commands(f"```bash\n{command}\n```\n")
+
+
+def test_a_change_is_judged_against_a_commit(capsys):
+    done = subprocess.run(["git", "rev-parse", "--verify", "HEAD:cluster/overlays"], cwd=ROOT, check=False,
+                          capture_output=True)  # fmt: skip
+    if done.returncode:
+        pytest.skip("HEAD has no cluster/overlays")
+    assert render_at("HEAD", "prod")["kind"] == "RayService"
+    assert main(["change", "no-such-commit"]) == 1
+    assert "no-such-commit" in capsys.readouterr().err
+
+
+def test_wrong_arguments_say_how(capsys):
+    assert main(["chek"]) == 2
+    assert "python -m cluster.check" in capsys.readouterr().err
+
+
+def test_the_parking_script_says_how():
+    script = Path(CLUSTER / "scripts" / "park.sh")
+    done = subprocess.run([script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "park|unpark" in done.stderr
+
+
+def test_the_parking_script_asks_for_what_it_waits_for(tmp_path):
+    """A kubectl that only writes down what it is asked."""
+    fake = tmp_path / "kubectl"
+    fake.write_text('#!/bin/sh\necho "$@" >> "$ASKED"\n')
+    fake.chmod(0o755)
+    asked = tmp_path / "asked"
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ASKED": str(asked)}
+    script = str(CLUSTER / "scripts" / "park.sh")
+    for how in ("park", "unpark"):
+        subprocess.run([script, how], env=env, check=True)
+    park, wait, unpark, ready = asked.read_text().splitlines()
+    assert '{"spec": {"suspend": true}}' in park
+    assert "condition=Suspended" in wait
+    assert '{"spec": {"suspend": false}}' in unpark
+    assert "condition=Ready" in ready
