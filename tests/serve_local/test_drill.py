@@ -43,7 +43,7 @@ from tests.fakes.serve_client import direct_ports, replica_pids
 from tests.fakes.variant_host import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.fakes.wire import Wire
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 RATE_PER_S = 10.0
 ENV = {
@@ -54,6 +54,8 @@ ENV = {
 }
 N_FUZZED = 1500
 SETTLE_S = 2.0
+WITHIN_S = 150.0
+"""How long a change may take on a machine that others use too; alone it takes seconds."""
 SEEN_S = 0.25
 """How much later than the killed process sent it a first byte may be seen here."""
 
@@ -73,7 +75,7 @@ class Drill:
     async def split_change(self) -> None:
         shares = {**SHARES, "a": 3000, "b": 7000}
         await self.instance.change(shares=shares)
-        await until(lambda: self.instance.shares_are(shares), 30, "the new split")
+        await until(lambda: self.instance.shares_are(shares), WITHIN_S, "the new split")
 
     async def redeploy(self) -> None:
         before = replica_pids("a:VariantServer")
@@ -84,7 +86,7 @@ class Drill:
             status = await self.instance.status()
             return bool(pids) and status["ready"] and await self.instance.replicas_are(1)
 
-        await until(replaced, 60, "a new replica of a")
+        await until(replaced, WITHIN_S, "a new replica of a")
 
     async def replica_killed(self) -> None:
         await self._killed("replica SIGKILL", replica_of("a"))
@@ -104,7 +106,7 @@ class Drill:
             fresh = replica_pids("a:VariantServer") - before
             return any(map(engines_of, fresh)) and (await self.instance.status())["ready"]
 
-        await until(replaced, 60, f"a replica in place of that of {pid}")
+        await until(replaced, WITHIN_S, f"a replica in place of that of {pid}")
 
     async def router_killed(self) -> None:
         """One of two: what had begun on it is cut, as nobody is left to end it."""
@@ -117,15 +119,15 @@ class Drill:
             fresh = replica_pids("router:VariantRouter") - before
             return any(map(direct_ports, fresh))
 
-        await until(replaced, 60, "a router replica in place of the one killed")
+        await until(replaced, WITHIN_S, "a router replica in place of the one killed")
 
     async def scale_up(self) -> None:
         await self.instance.change(replicas=3)
-        await until(lambda: self.instance.replicas_are(3), 60, "three replicas")
+        await until(lambda: self.instance.replicas_are(3), WITHIN_S, "three replicas")
 
     async def scale_down(self) -> None:
         await self.instance.change(replicas=1)
-        await until(lambda: self.instance.replicas_are(1), 60, "one replica")
+        await until(lambda: self.instance.replicas_are(1), WITHIN_S, "one replica")
 
     async def shadow_dead(self) -> None:
         await self._shadow(GHOST)
@@ -173,7 +175,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("drill")
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(Config().file(), sort_keys=False))
-    with LocalServe(file, log=folder / "serve.log", ready_timeout_s=180, environ=ENV) as running:
+    with LocalServe(file, log=folder / "serve.log", ready_timeout_s=300, environ=ENV) as running:
         yield running
         children = psutil.Process(running.pid).children(recursive=True)
     _, alive = psutil.wait_procs(children, timeout=20)
