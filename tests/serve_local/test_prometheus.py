@@ -16,7 +16,7 @@ from tests.fakes.prometheus import DASHBOARDS, Prometheus, filled_in, need, quer
 from tests.fakes.serve_client import CHAT, chat, metrics_file, replica_pids
 from tests.serve_local.conftest import MODEL, serve_config, write_config
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
 RATE_WINDOW = "45s"
 ROLLOUT = "quantile_rollout_"
 SILENT_HERE = {
