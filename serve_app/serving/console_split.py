@@ -46,7 +46,7 @@ class SplitChange(StrictModel):
 
 
 StoreOf = Callable[[str], SplitStore]
-"""A way to the split of a model, to be closed."""
+"""A way to the split of a model, to be closed; may block, and is called in a thread."""
 
 
 def serve_api_of(environ: Mapping[str, str] = os.environ) -> StoreOf:
@@ -104,10 +104,13 @@ class SplitChanger:
         if self._is_busy:
             raise SplitBusyError("another change of the split is on its way; look again, then try")
         self._is_busy = True
-        store = self._store_of(asked.model)
         try:
             async with asyncio.timeout(self._within_s):
-                await store.change(asked.expected, asked.split)
+                store = await asyncio.to_thread(self._store_of, asked.model)
+                try:
+                    await store.change(asked.expected, asked.split)
+                finally:
+                    await store.close()
         except TimeoutError:
             raise SplitUnreachableError(
                 f"Serve's REST API did not answer within {self._within_s:g} s: the split may or "
@@ -118,7 +121,6 @@ class SplitChanger:
             raise SplitChangedError(f"the split is not what this page showed: {error}") from None
         finally:
             self._is_busy = False
-            await store.close()
         logger.warning(
             "console: %s changed the split of %s from %s to %s",
             who, asked.model, told(asked.expected), told(asked.split),

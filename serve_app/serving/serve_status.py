@@ -88,11 +88,15 @@ def replicas_of(application: Any) -> Replicas | None:
 
 
 def dashboard_url() -> str | None:
-    """Where Ray's dashboard answers, and with it Serve's REST API; None outside of Ray."""
-    try:
-        from ray._private.worker import get_dashboard_url  # it has no public way to ask
+    """Where Ray's dashboard answers, and with it Serve's REST API; None outside of Ray.
 
-        address = get_dashboard_url()
+    It asks Ray's head: call it off the loop that serves requests. A worker's own idea of the
+    address (`get_dashboard_url`) is the default one, whatever the head's is.
+    """
+    try:
+        from ray._private.services import get_webui_url_from_internal_kv
+
+        address = get_webui_url_from_internal_kv()
     except Exception as error:
         logger.warning("where Ray's dashboard is, is not known: %r", error)
         return None
