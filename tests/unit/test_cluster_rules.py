@@ -164,9 +164,13 @@ class TestHalves:
 
 class TestTimers:
     NODES = tuple(
-        {"kind": "NodePool", "metadata": {"name": name}, "spec": {"disruption": {"consolidateAfter": after}}}
+        {
+            "kind": "NodePool",
+            "metadata": {"name": name},
+            "spec": {"disruption": {"consolidateAfter": after}},
+        }
         for name, after in (("a", "5m"), ("b", "90s"))
-    )  # fmt: skip
+    )
 
     def series(self, broken: dict, nodes=NODES):
         head = broken["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
@@ -199,32 +203,33 @@ class TestTimers:
             self.series(broken)
 
 
-class TestSchemas:
-    SCHEMA = {
-        "type": "object",
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": {
-                "type": "object",
-                "required": ["name", "step"],
-                "properties": {
-                    "name": {"type": "string"},
-                    "step": {"type": "integer", "default": 1},
-                    "port": {"x-kubernetes-int-or-string": True, "anyOf": []},
-                    "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-                    "tags": {"type": "object", "additionalProperties": {"type": "string"}},
-                    "none": {"type": "string", "nullable": True},
-                },
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object"},
+        "spec": {
+            "type": "object",
+            "required": ["name", "step"],
+            "properties": {
+                "name": {"type": "string"},
+                "step": {"type": "integer", "default": 1},
+                "port": {"x-kubernetes-int-or-string": True, "anyOf": []},
+                "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                "tags": {"type": "object", "additionalProperties": {"type": "string"}},
+                "none": {"type": "string", "nullable": True},
             },
         },
-    }
+    },
+}
 
+
+class TestSchemas:
     @pytest.fixture
     def folder(self, tmp_path):
         file = tmp_path / "example.com_v1_Thing.json"
-        file.write_text(json.dumps({"openAPIV3Schema": self.SCHEMA}))
+        file.write_text(json.dumps({"openAPIV3Schema": SCHEMA}))
         return tmp_path
 
     def check(self, folder: Path, **spec: object) -> None:
