@@ -10,6 +10,7 @@ from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import CheckpointError, ConfigError, EngineError
 from serve_app.serving import variant_server
 from serve_app.serving.variant_server import VariantServer, preflight, preflight_if_local
+from serve_app.telemetry.engine_metrics import EngineMetrics
 from tests.fakes import checkpoints as made
 from tests.fakes.asgi import Exchange
 from tests.fakes.checkpoints import write_checkpoint
@@ -66,6 +67,17 @@ def test_a_reference_variant_that_is_not_built_is_refused_with_the_command_that_
             check(variant_args("reference://gptq"))
 
 
+class Nowhere:
+    """Implements `serve_app.telemetry.engine_metrics.SeriesGauge`: Ray's would open a socket."""
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        """Forgotten."""
+
+
+def no_copies(card: VariantCard) -> EngineMetrics:
+    return EngineMetrics(card, lambda name, labels: Nowhere())
+
+
 class RecordingLoadMetrics:
     """Implements `serve_app.telemetry.metrics.LoadMetrics`."""
 
@@ -84,7 +96,7 @@ class RecordingLoadMetrics:
 async def test_a_variant_serves_its_card_and_its_names():
     script = {"max_model_len": 512, "faults": [{"kind": "FailFirst", "n": 2}]}
     server = VariantServer(
-        variant_args("none", "awq", kind="fake", fake=script), RecordingLoadMetrics
+        variant_args("none", "awq", kind="fake", fake=script), RecordingLoadMetrics, no_copies
     )
     app = await server.__serve_build_asgi_app__()
     await server.check_health()
@@ -111,7 +123,7 @@ async def test_a_card_says_what_of_a_gpu_is_set_aside():
     args = variant_args("none", "awq", kind="fake", fake={}).model_dump() | {
         "gpu": {"type": "L4", "fraction": 0.4627}
     }
-    server = VariantServer(VariantArgs.model_validate(args), RecordingLoadMetrics)
+    server = VariantServer(VariantArgs.model_validate(args), RecordingLoadMetrics, no_copies)
     app = await server.__serve_build_asgi_app__()
     known = [("x-quantile-internal", TOKEN)]
     card = (await Exchange(app, "GET", "/quantile/card", headers=known)()).json
@@ -122,7 +134,9 @@ async def test_a_card_says_what_of_a_gpu_is_set_aside():
 
 async def test_an_engine_that_says_it_is_ill_has_the_replica_replaced():
     script = {"faults": [{"kind": "RefuseHealth"}]}
-    server = VariantServer(variant_args("none", kind="fake", fake=script), RecordingLoadMetrics)
+    server = VariantServer(
+        variant_args("none", kind="fake", fake=script), RecordingLoadMetrics, no_copies
+    )
     await server.check_health()  # not started: nothing to be ill
     await server.__serve_build_asgi_app__()
     with pytest.raises(EngineError):
@@ -138,7 +152,7 @@ async def test_how_busy_the_engine_is_is_published_until_the_replica_ends(monkey
         return made[0]
 
     script = {"max_num_seqs": 4}
-    server = VariantServer(variant_args("none", kind="fake", fake=script), metrics)
+    server = VariantServer(variant_args("none", kind="fake", fake=script), metrics, no_copies)
     await server.__serve_build_asgi_app__()
     await asyncio.sleep(0.02)
     assert made[0].variant == "a"
