@@ -34,13 +34,8 @@ def versions(objects: Objects) -> str:
     """The tag of every image of ours, rayVersion and the pin are one Ray."""
     pinned = ray_pin()
     declared = ray_service(objects)["spec"]["rayClusterConfig"]["rayVersion"]
-    images = {
-        container["image"]
-        for _, template in pod_templates(objects)
-        for container in _containers(template)
-        if "/quantile" in container["image"] or container["image"].startswith("quantile")
-    }
-    for image in images:
+    ours = {each for each in images(objects) if re.search(r"(^|/)quantile", each)}
+    for image in ours:
         tagged = re.search(r":[\w.]+-ray(\d+\.\d+\.\d+)$", image)
         if tagged is None and "@sha256:" not in image:
             raise ManifestError(
@@ -50,7 +45,23 @@ def versions(objects: Objects) -> str:
             raise ManifestError(f"{image} has Ray {tagged[1]}, constraints.txt {pinned}")
     if declared != pinned:
         raise ManifestError(f"rayVersion is {declared}, constraints.txt has {pinned}")
-    return f"Ray {pinned} in {len(images)} image(s)"
+    return f"Ray {pinned} in {len(ours)} image(s)"
+
+
+def images(objects: Objects) -> set[str]:
+    """The images of all containers."""
+    return {
+        container["image"]
+        for _, template in pod_templates(objects)
+        for container in _containers(template)
+    }
+
+
+def image_table() -> list[dict[str, str]]:
+    """Names and tags of cluster/image."""
+    loaded = yaml.safe_load((CLUSTER / "image" / "kustomization.yaml").read_text())
+    table: list[dict[str, str]] = loaded["images"]
+    return table
 
 
 def one_file(objects: Objects) -> str:

@@ -50,7 +50,7 @@ def rendered(root: str) -> tuple[Manifest, ...]:
 
 def plain_manifests() -> list[tuple[str, Manifest]]:
     """Objects that are applied without kustomize: by file."""
-    files = [CLUSTER / "jobs" / "quantize.yaml"]
+    files = sorted((CLUSTER / "jobs").glob("*.yaml"))
     return [
         (str(file.relative_to(ROOT)), each)
         for file in files

@@ -6,7 +6,7 @@ from functools import partial
 
 from cluster.check import agreement, files, kuberay, references, schemas, serve_config, timers
 from cluster.check.commands import README, check_commands
-from cluster.check.fault import UncheckedError
+from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.render import OVERLAYS, ROOTS, Manifest, plain_manifests, ray_service, rendered
 from cluster.check.rules import check_rules
 from serve_app.domain.errors import QuantileError
@@ -32,12 +32,15 @@ def rows() -> Iterator[Row]:
         yield row("schema, strict", root, partial(_schemas_of, root))
     for file, manifest in plain_manifests():
         yield row("schema, strict", file, partial(_schemas, (manifest,)))
+        yield row("names exist", file, partial(_references, (manifest,)))
+        yield row("hardened", file, partial(references.hardened, (manifest,)))
+        yield row("one image", file, partial(one_image, manifest))
     yield row("schema, strict", "cluster/eks/cluster.yaml", _eksctl)
     for name in OVERLAYS:
         yield from _overlay(name)
     for job in ("cluster/jobs/preload", "cluster/jobs/loadtest"):
-        yield row("names exist", job, partial(_references, rendered(job)))
-        yield row("hardened", job, partial(references.hardened, rendered(job)))
+        yield row("names exist", job, partial(_references_of, job))
+        yield row("hardened", job, partial(_hardened_of, job))
     yield row("AWS rights", "cluster/eks/cluster.yaml", _rights)
     yield row("pins", "cluster/image/Dockerfile", files.check_dockerfile)
     yield row("pins", "cluster/helm", files.check_charts)
@@ -118,6 +121,23 @@ def _kuberay(objects: tuple[Manifest, ...]) -> str:
 def _references(objects: tuple[Manifest, ...]) -> str:
     secrets = references.created_secrets(README.read_text("utf-8"))
     return references.named_things_exist(objects, rendered("cluster/overlays/prod"), secrets)
+
+
+def _references_of(root: str) -> str:
+    return _references(rendered(root))
+
+
+def _hardened_of(root: str) -> str:
+    return references.hardened(rendered(root))
+
+
+def one_image(manifest: Manifest) -> str:
+    """A file that is created as it is has the image that kustomize gives the others."""
+    have = agreement.images((manifest,))
+    known = {f"{each['newName']}:{each['newTag']}" for each in agreement.image_table()}
+    if not have <= known:
+        raise ManifestError(f"images {sorted(have - known)}: cluster/image has {sorted(known)}")
+    return ", ".join(sorted(each.rpartition("/")[2] for each in have)) or "none"
 
 
 def _rights() -> str:

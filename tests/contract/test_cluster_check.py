@@ -20,7 +20,7 @@ from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.halves import render_at
 from cluster.check.kuberay import check_ray_service
 from cluster.check.render import CLUSTER, OVERLAYS, ROOT, of_kind, ray_service, render, rendered
-from cluster.check.table import rows
+from cluster.check.table import one_image, rows
 
 if shutil.which("kubectl") is None and os.environ.get("CI") != "true":
     pytest.skip("no kubectl: .ci/install-kubectl", allow_module_level=True)
@@ -233,6 +233,14 @@ def test_the_component_that_no_overlay_has_renders_and_is_taken(tmp_path):
     service = ray_service(render(tmp_path))
     assert service["spec"]["upgradeStrategy"]["clusterUpgradeOptions"]["stepSizePercent"] == 10
     check_ray_service(service)
+
+
+def test_a_job_of_another_image_than_the_others_is_refused():
+    manifest = yaml.safe_load((CLUSTER / "jobs" / "quantize.yaml").read_text())
+    assert "ray" in one_image(manifest)
+    manifest["spec"]["template"]["spec"]["containers"][0]["image"] = "quantile:0.1.0-gpu"
+    with pytest.raises(ManifestError, match="quantile:0"):
+        one_image(manifest)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -25,7 +25,7 @@ def test_a_manifest_is_what_kubernetes_takes(path):
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_an_unknown_field_would_be_seen(path):
     manifest = yaml.safe_load(path.read_text())
-    manifest["spec"]["template"]["spec"]["restartpolicy"] = "Never"
+    manifest["spec"]["restartpolicy"] = "Never"
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
