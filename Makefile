@@ -59,7 +59,7 @@ test-gate: family $(QUANTIZE_READY) ## 60 broken variants caught, 20 honest ones
 	QUANTILE_TEST_GATE_SEEDS=20 $(PY) -m pytest -s tests/engine_cpu/test_gate_acceptance.py
 
 drill-store: $(READY) ## pull 1 GiB killed ten times by SIGKILL; four pulls at once
-	QUANTILE_TEST_STORE_MIB=1024 $(PY) -m pytest -s tests/contract/test_store_pull.py -k TestProcesses
+	QUANTILE_TEST_STORE_MIB=1024 $(PY) -m pytest -s --timeout 900 tests/contract/test_store_pull.py -k TestProcesses
 
 bench-store: $(READY) ## MiB/s of `quantile store pull` against boto3's own download_file
 	$(PY) -m tests.fakes.bench_store
