@@ -8,6 +8,7 @@ import copy
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.halves import render_at
 from cluster.check.kuberay import check_ray_service
 from cluster.check.render import CLUSTER, OVERLAYS, ROOT, of_kind, ray_service, render, rendered
+from cluster.check.serve_config import content
 from cluster.check.table import one_image, rows
+from loadtests.campaign import load_campaign
 
 if shutil.which("kubectl") is None and os.environ.get("CI") != "true":
     pytest.skip("no kubectl: .ci/install-kubectl", allow_module_level=True)
@@ -307,3 +310,44 @@ def test_the_parking_script_asks_for_what_it_waits_for(tmp_path):
     assert "condition=Suspended" in wait
     assert '{"spec": {"suspend": false}}' in unpark
     assert "condition=Ready" in ready
+
+
+def test_the_campaign_of_the_load_test_asks_what_is_served():
+    campaign = load_campaign(CLUSTER / "jobs" / "loadtest" / "campaign.yaml")
+    served = {app["args"]["model"] for app in content()["applications"]}
+    assert campaign.target.model in served
+    master, workers = of_kind(rendered("cluster/jobs/loadtest"), "Job")
+    command = master["spec"]["template"]["spec"]["initContainers"][0]["command"][-1]
+    assert f"--remote-workers {workers['spec']['parallelism']}" in command
+    assert workers["spec"]["completions"] == workers["spec"]["parallelism"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "variants"), [("L4", {"gptq", "awq"}), ("A10G", {"fp16", "int8"}), ("H100", {"fp8"})]
+)
+def test_preloading_pulls_what_the_config_serves_on_that_type(tmp_path, gpu, variants):
+    """The DaemonSet's own command, with a `quantile` that only writes down what it is asked."""
+    sets = of_kind(rendered("cluster/jobs/preload"), "DaemonSet")
+    [pod] = [
+        each["spec"]["template"]["spec"]
+        for each in sets
+        if each["spec"]["template"]["spec"]["nodeSelector"]["quantile.dev/gpu"] == gpu
+    ]
+    pull = next(each for each in pod["initContainers"] if each["name"] == "pull")
+    env = {each["name"]: each["value"] for each in pull["env"]}
+    *shell, script = pull["command"]
+    assert "/config/prod.yaml" in script
+    script = script.replace("/config/prod.yaml", str(ROOT / "configs" / "prod.yaml"))
+    (tmp_path / "quantile").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "quantile").chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    packages = os.pathsep.join(each for each in sys.path if each)
+    done = subprocess.run(
+        [*shell, script],
+        env={**os.environ, **env, "PATH": path, "PYTHONPATH": packages},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    asked = {line.split("/")[-1].split("@")[0] for line in done.stdout.splitlines()}
+    assert asked == variants
+    assert all(line.startswith("store pull s3://") for line in done.stdout.splitlines())
