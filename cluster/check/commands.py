@@ -45,8 +45,14 @@ def check_commands(text: str) -> str:
         if done.returncode:
             raise ManifestError(f"README: bash says {done.stderr.strip()} of\n{block}")
     found = list(commands(text))
+    unchecked = []
     for command in found:
-        _check(command)
+        try:
+            _check(command)
+        except UncheckedError as why:
+            unchecked.append(str(why))
+    if unchecked:
+        raise UncheckedError("; ".join(unchecked))
     if not found:
         raise ManifestError("README: no command was found")
     return f"{len(found)} commands"
