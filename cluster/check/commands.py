@@ -4,20 +4,32 @@ kubectl and helm are asked for their own flags; `quantile` parses its own argume
 syntax. Of aws, eksctl, docker, git and curl only the files that they name are looked at.
 """
 
+import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-import typer
 
 from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.render import CLUSTER, ROOT, kubectl
 
 README = CLUSTER / "README.md"
 OTHERS = {"aws", "curl", "docker", "eksctl", "export", "git", "helm", "openssl", "cd", "unset"}
+_TREE = """
+import json, typer
+from serve_app import cli
+cli._mount()
+def walk(node, path):
+    if hasattr(node, "commands"):
+        for name, each in node.commands.items():
+            yield from walk(each, f"{path} {name}".strip())
+    else:
+        yield path, sorted({option for each in node.params for option in each.opts})
+print(json.dumps(dict(walk(typer.main.get_command(cli.app), ""))))
+"""
 _BLOCK = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.M | re.S)
 _PATH = re.compile(r"^(?:\./)?(?:cluster|configs|loadtests|\.ci)/[\w./-]+$")
 
@@ -82,10 +94,15 @@ def _check(command: str) -> None:
 
 
 def _kubectl(arguments: list[str], command: str) -> None:
+    if "--" in arguments:  # what `exec` runs
+        inner = arguments.index("--")
+        _check(shlex.join(arguments[inner + 1 :]))
+        arguments = arguments[:inner]
     plain = [word for word in arguments if not word.startswith("-")]
     flags = {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
     verbs = [word for word in plain if word not in {"quantile", "monitoring", "kuberay-system"}]
-    depth = {"create": 2, "rollout": 2}.get(verbs[0], 1) if verbs else 0
+    deeper = {("create", "secret"): 3, ("create", "namespace"): 2}
+    depth = deeper.get(tuple(verbs[:2]), min(len(verbs), 1))
     if not depth:
         raise ManifestError(f"README: {command!r} has no verb")
     known = kubectl_flags(tuple(verbs[:depth]))
@@ -113,19 +130,31 @@ def _python(program: str, arguments: list[str], command: str) -> None:
         if arguments[:2] != ["-m", "cluster.check"]:
             raise ManifestError(f"README: {command!r} runs no module of ours")
         return
-    from serve_app.cli import app  # the whole tree of commands: only here
+    rest, path = list(arguments), ""
+    tree = quantile_options()
+    while rest and path not in tree and not rest[0].startswith("-"):
+        path = f"{path} {rest.pop(0)}".strip()
+        if not any(f"{known} ".startswith(f"{path} ") for known in tree):
+            break
+    if path not in tree:
+        raise ManifestError(
+            f"README: {command!r}: quantile has no command {' '.join(arguments[:2])}"
+        )
+    wrong = [word for word in rest if word.startswith("-") and word.split("=")[0] not in tree[path]]
+    if wrong:
+        raise ManifestError(f"README: {command!r}: no option {', '.join(wrong)}")
 
-    node = typer.main.get_command(app)
-    rest = list(arguments)
-    while hasattr(node, "commands"):
-        if not rest or rest[0] not in node.commands:
-            raise ManifestError(f"README: {command!r}: quantile has no {' '.join(rest[:1])!r}")
-        node = node.commands[rest.pop(0)]
-    taken = {option for each in node.params for option in each.opts}
-    if unknown := [
-        word for word in rest if word.startswith("--") and word.split("=")[0] not in taken
-    ]:
-        raise ManifestError(f"README: {command!r}: no option {', '.join(unknown)}")
+
+@cache
+def quantile_options() -> dict[str, list[str]]:
+    """Options of each command of `quantile`, by its words; read in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TREE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UncheckedError(f"quantile does not start: {done.stderr.strip()[-300:]}")
+    tree: dict[str, list[str]] = json.loads(done.stdout)
+    return tree
 
 
 def _make(arguments: list[str], command: str) -> None:
