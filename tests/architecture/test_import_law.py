@@ -137,6 +137,7 @@ EDGES = {
     "locust": {"loadtests.locustfile", *LOCUST_SIDE},
     "gevent": {"loadtests.locustfile", *LOCUST_SIDE},
     "matplotlib": {
+        "serve_app.family.picture",
         "loadtests.report",
         "serve_app.fleet.picture",
         "serve_app.rollouts.picture",
