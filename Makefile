@@ -20,7 +20,7 @@ export RAY_SERVE_PORT_QUARANTINE_S ?= 150
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
 
-.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts test-gate check format bench-relay bench-load bench-plan drill-store bench-store clean
+.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts test-gate check format bench-relay bench-load bench-plan cluster-check drill-store bench-store clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,7 @@ family: setup ## make the reference model's variants (instant when they exist)
 test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engines, every variant in real engines
 	.ci/install-browser
 	.ci/install-prometheus
+	.ci/install-kubectl
 	quantile reference build --all
 	$(PY) -m pytest
 
@@ -57,6 +58,10 @@ test-starts: family ## four engines started at once, 20 times, replicas killed: 
 
 test-gate: family $(QUANTIZE_READY) ## 60 broken variants caught, 20 honest ones passed, in real vLLM: about 10 minutes
 	QUANTILE_TEST_GATE_SEEDS=20 $(PY) -m pytest -s tests/engine_cpu/test_gate_acceptance.py
+
+cluster-check: $(READY) ## cluster/ without a cluster: rendered, held against schemas and itself, in one table
+	.ci/install-kubectl
+	$(PY) -m cluster.check
 
 drill-store: $(READY) ## pull 1 GiB killed ten times by SIGKILL; four pulls at once
 	QUANTILE_TEST_STORE_MIB=1024 $(PY) -m pytest -s --timeout 900 tests/contract/test_store_pull.py -k TestProcesses

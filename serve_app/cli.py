@@ -120,11 +120,12 @@ def _mount() -> None:
     from serve_app.reference.cli import app as reference_app
     from serve_app.rollouts.cli import rollout
     from serve_app.simulate.cli import app as simulate_app
+    from serve_app.status_cli import status
     from serve_app.store.cli import app as store_app
     from serve_app.tenants_cli import keys
 
     commands: tuple[Callable[..., None], ...] = (
-        *(doctor, plan, calibrate, quantize, gate, recommend, pipeline, family, rollout),
+        *(doctor, status, plan, calibrate, quantize, gate, recommend, pipeline, family, rollout),
         *(loads.loadtest, loads.report, loads.compare, loads.load_worker),
     )
     for command in commands:
