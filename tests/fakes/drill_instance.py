@@ -18,7 +18,7 @@ from tests.fakes.fuzz_cases import MAX_BODY_BYTES
 from tests.fakes.serve_client import metrics_file, replica_pids
 
 MODEL, PORT = "m", 8170
-N_TOKENS = 20
+N_TOKENS = 40
 SCRIPT = {"ttft_ms": 40, "itl_ms": 15, "output_tokens": N_TOKENS, "own_process": True}
 SCRIPTS: dict[str, dict[str, Any]] = {
     "a": SCRIPT,
@@ -32,7 +32,7 @@ SHARES = {"a": 6000, "b": 4000, "slow": 0, "hungry": 0, GHOST: 0}
 COUNTERS = {
     "retried": "ray_quantile_router_retries_total",
     "broken off": "ray_quantile_router_broken_streams_total",
-    "mirrored": "ray_quantile_shadow_mirrored_total",
+    "shadow dropped": "ray_quantile_shadow_dropped_total",
 }
 
 
@@ -112,6 +112,15 @@ class Instance:
         answer = await self._client.get(f"{self.serve.base_url}/status")
         return answer.json()["variants"][variant]
 
+    def replica_pids(self, title: str) -> set[int]:
+        """This instance's replicas; another may run on this machine."""
+        return replica_pids(title, self.serve.pid)
+
+    def replica_of(self, variant: str) -> int:
+        """The youngest: one that was replaced may still be there, to finish what it has."""
+        pids = self.replica_pids(f"{variant}:VariantServer")
+        return max(pids, key=lambda pid: psutil.Process(pid).create_time())
+
     async def replicas_are(self, n: int, variant: str = "a") -> bool:
         replicas = (await self.status(variant))["replicas"]
         return replicas == {"running": n, "target": n}
@@ -123,30 +132,25 @@ class Instance:
         return all(answer.get("shares_bp") == shares for answer in answers)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what: str) -> None:
+async def until(
+    condition: Callable[[], Awaitable[bool]], within_s: float, what: str, every_s: float = 0.25
+) -> None:
     """Until it holds; a question that fails is asked again."""
     end_s = time.monotonic() + within_s
     while True:
         try:
             if await condition():
                 return
-        except (httpx.HTTPError, ValueError, KeyError):
+        except (httpx.HTTPError, psutil.Error, ValueError, KeyError):
             pass
         assert time.monotonic() < end_s, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(every_s)
 
 
 def engines_of(replica: int) -> list[psutil.Process]:
     """The processes of a replica's engine."""
     children = psutil.Process(replica).children(recursive=True)
     return [each for each in children if "fake_child" in " ".join(each.cmdline())]
-
-
-def replica_of(variant: str) -> int:
-    """The youngest: one that was replaced may still be there, to finish what it has."""
-    return max(
-        replica_pids(f"{variant}:VariantServer"), key=lambda pid: psutil.Process(pid).create_time()
-    )
 
 
 def counters(serve_pid: int) -> dict[str, float]:

@@ -32,7 +32,7 @@ def complaints(
     """Everything that is wrong with how a conversation went.
 
     `well_formed`: it is HTTP, so the server has to hand it to the router; else the server may
-    answer 400 by itself and close. Answers of the variants in `cut` may break off.
+    refuse it by itself, with a 4xx, and close. Answers of the variants in `cut` may break off.
     """
     found = [
         wrong for reply in outcome.replies for wrong in _of_reply(reply, well_formed, variants)
@@ -55,7 +55,7 @@ def complaints(
 def _of_reply(reply: Reply, well_formed: bool, variants: Collection[str]) -> Iterator[str]:
     variant = reply.header("x-variant")
     if variant is None:
-        servers_own = reply.status == 400 and not well_formed
+        servers_own = 400 <= reply.status < 500 and not well_formed
         if not servers_own:
             yield f"status {reply.status} without x-variant: {reply.body[:200]!r}"
         return

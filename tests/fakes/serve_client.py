@@ -31,13 +31,24 @@ async def running_requests(client: httpx.AsyncClient, variant: str) -> float:
     )
 
 
-def replica_pids(title: str) -> set[int]:
-    """Processes of replicas, by the name that Ray gives them: `router:VariantRouter`."""
-    return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if f"ServeReplica:{title}" in " ".join(process.info["cmdline"] or ())
-    }
+def replica_pids(title: str, serve_pid: int | None = None) -> set[int]:
+    """Processes of replicas, by the name that Ray gives them: `router:VariantRouter`.
+
+    Of all on this machine, or of the `serve run` with this process id: what kills them names it.
+    """
+    found = psutil.process_iter() if serve_pid is None else _descendants(serve_pid)
+    pids = set()
+    for process in found:
+        try:
+            if f"ServeReplica:{title}" in " ".join(process.cmdline()):
+                pids.add(process.pid)
+        except psutil.Error:  # it ended meanwhile, or is nobody's to look at
+            continue
+    return pids
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
 def direct_ports(pid: int) -> list[int]:
