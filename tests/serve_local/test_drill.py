@@ -86,7 +86,7 @@ class Drill:
         async def replaced() -> bool:
             pids = self.instance.replica_pids("a:VariantServer") - before
             status = await self.instance.status()
-            return bool(pids) and status["ready"] and await self.instance.replicas_are(1)
+            return bool(pids) and status["ready"] and await self.instance.replicas_run(1)
 
         await until(replaced, WITHIN_S, "a new replica of a")
 
@@ -125,11 +125,11 @@ class Drill:
 
     async def scale_up(self) -> None:
         await self.instance.change(replicas=3)
-        await until(lambda: self.instance.replicas_are(3), WITHIN_S, "three replicas")
+        await until(lambda: self.instance.replicas_run(3), WITHIN_S, "three replicas")
 
     async def scale_down(self) -> None:
         await self.instance.change(replicas=1)
-        await until(lambda: self.instance.replicas_are(1), WITHIN_S, "one replica")
+        await until(lambda: self.instance.replicas_run(1), WITHIN_S, "one replica")
 
     async def shadow_dead(self) -> None:
         await self._shadow(GHOST)
