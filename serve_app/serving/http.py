@@ -1,7 +1,9 @@
 """Raw ASGI in the few shapes that we need: headers, whole bodies, OpenAI-shaped errors."""
 
+import asyncio
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -11,7 +13,7 @@ from serve_app.domain.errors import (
     QuantileError,
     SlowBodyError,
 )
-from serve_app.engines.engine import Receive, Scope, Send
+from serve_app.engines.engine import Message, Receive, Scope, Send
 from serve_app.serving.body_times import ANY_TIME, BodyDeadline, BodyTimes
 
 Headers = list[tuple[bytes, bytes]]
@@ -135,8 +137,13 @@ def _too_large(declared: str, limit_bytes: int, is_whole: bool) -> BodyTooLargeE
         "max_body_bytes"
     )
     if not is_whole:  # its rest would be read as the next request's
-        error.response_headers = ((b"connection", b"close"),)
+        error.response_headers = (CLOSES,)
     return error
+
+
+_LINGER_S = 2.0
+CLOSES = (b"connection", b"close")
+"""The response header of an error that was raised before its request was whole."""
 
 
 async def send_json(send: Send, status: int, body: object, extra: Headers | None = None) -> None:
@@ -165,6 +172,26 @@ async def send_error(send: Send, error: QuantileError, extra: Headers | None = N
         seconds = max(1, math.ceil(error.retry_after_s))
         extra.append((b"retry-after", str(seconds).encode()))
     await send_json(send, error.http_status, body, extra)
+
+
+async def send_error_and_linger(
+    receive: Receive, send: Send, error: QuantileError, extra: Headers | None = None
+) -> None:
+    """As `send_error`, and take in for a moment what the client still sends.
+
+    A connection that is closed while bytes come is reset, and the reset takes the answer with it.
+    """
+
+    async def hold(message: Message) -> None:
+        is_body = message["type"] == "http.response.body"
+        await send({**message, "more_body": True} if is_body else message)
+
+    await send_error(hold, error, extra)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass  # forgotten
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def run_lifespan(receive: Receive, send: Send) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.domain.errors import (
+    BodyTooLargeError,
     MethodNotAllowedError,
     QuantileError,
     ServerError,
@@ -21,6 +22,7 @@ from serve_app.serving.console_split import StoreOf
 from serve_app.serving.console_state import console_state, host_memory_bytes
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import (
+    CLOSES,
     REASON_HEADER,
     REQUEST_ID_HEADER,
     VARIANT_HEADER,
@@ -29,6 +31,7 @@ from serve_app.serving.http import (
     header,
     run_lifespan,
     send_error,
+    send_error_and_linger,
     send_json,
 )
 from serve_app.serving.model_list import model_entry, model_list
@@ -113,13 +116,13 @@ class RouterApp:
             except ClientGoneError:
                 return
             except QuantileError as error:
-                await self._refuse(scope, send, error)
+                await self._refuse(scope, receive, send, error)
             except Exception:
                 if scope.get(STARTED):
                     raise
                 logger.exception("a request could not be routed")
                 error_500 = ServerError("the router failed on this request; its log says why")
-                await self._refuse(scope, send, error_500)
+                await self._refuse(scope, receive, send, error_500)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
@@ -186,12 +189,18 @@ class RouterApp:
     async def _answer(self, send: Send, status: int, body: object) -> None:
         await send_json(send, status, body, _marks(_NO_VARIANT, RouteReason.LOCAL))
 
-    async def _refuse(self, scope: Scope, send: Send, error: QuantileError) -> None:
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, error: QuantileError
+    ) -> None:
         if self._path.log_requests:
             request_id = header(scope["headers"], REQUEST_ID_HEADER)
             log_refusal(request_id, scope["path"], error)
         self._metrics.answered(_NO_VARIANT, RouteReason.REJECTED, error.http_status)
-        await send_error(send, error, _marks(_NO_VARIANT, RouteReason.REJECTED))
+        marks = _marks(_NO_VARIANT, RouteReason.REJECTED)
+        if isinstance(error, BodyTooLargeError) and CLOSES in error.response_headers:
+            await send_error_and_linger(receive, send, error, marks)
+        else:
+            await send_error(send, error, marks)
 
 
 def _require_method(method: str, allowed: str, path: str) -> None:

@@ -31,6 +31,8 @@ class Exchange:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.messages: list[Message] = []
         self.n_received = 0
+        self.n_received_at_answer = 0
+        """Messages that the application had taken when its answer began."""
         self.hung_up = asyncio.Event()
         self.more = asyncio.Event()
         self._app = app
@@ -61,6 +63,8 @@ class Exchange:
     async def send(self, message: Message) -> None:
         assert message["type"] == ("http.response.body" if self.messages else "http.response.start")
         assert not self.over, "a message after the answer's end"
+        if not self.messages:
+            self.n_received_at_answer = self.n_received
         self.messages.append(message)
         self.more.set()
 

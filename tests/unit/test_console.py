@@ -203,7 +203,7 @@ class TestChange:
     async def test_what_does_not_answer_is_said_to_and_the_next_may_try(self):
         store = FakeStore(SPLIT)
         store.hangs = True
-        changer = SplitChanger(lambda model: store, within_s=0.01)
+        changer = SplitChanger(lambda model: store, within_s=0.2)
         with pytest.raises(SplitUnreachableError, match="may or may not"):
             await changer.change(parse_change(body(), ALIASES), "x")
         store.hangs = False
