@@ -15,6 +15,8 @@ export RAY_SERVE_HAPROXY_BINARY_PATH ?= $(CURDIR)/$(VENV)/bin/quantile-haproxy
 # HAProxy keeps no place for an hour for a client that stops in the middle of a body (decision 0021),
 # and ends no stream of an hour when a replica comes or goes (decision 0022).
 export RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S ?= 60
+# A request that a killed router replica had not answered is asked of another one (decision 0024).
+export RAY_SERVE_HAPROXY_RETRY_ON ?= conn-failure empty-response
 export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S ?= 3600
 export RAY_SERVE_PORT_QUARANTINE_S ?= 150
 # The same authentication for `serve run` and for the commands that talk to it.
