@@ -24,9 +24,9 @@ class Recording(LocalSource):
         super().__init__(folder)
         self.reads = []
 
-    def _fetch(self, name, start, length):
+    def _stream(self, name, start, length):
         self.reads.append((start, length))
-        return super()._fetch(name, start, length)
+        return super()._stream(name, start, length)
 
 
 def read(path):
