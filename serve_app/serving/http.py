@@ -142,6 +142,7 @@ def _too_large(declared: str, limit_bytes: int, is_whole: bool) -> BodyTooLargeE
 
 
 _LINGER_S = 2.0
+_LINGER_BYTES = 8 * 1024 * 1024
 CLOSES = (b"connection", b"close")
 """The response header of an error that was raised before its request was whole."""
 
@@ -189,8 +190,9 @@ async def send_error_and_linger(
     await send_error(hold, error, extra)
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
-            while (await receive()).get("more_body", False):
-                pass  # forgotten
+            left = _LINGER_BYTES
+            while left > 0 and (message := await receive()).get("more_body", False):
+                left -= len(message.get("body", b""))
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
