@@ -142,7 +142,7 @@ def _too_large(declared: str, limit_bytes: int, is_whole: bool) -> BodyTooLargeE
 
 
 _LINGER_S = 2.0
-_LINGER_BYTES = 8 * 1024 * 1024
+_LINGER_BYTES = 4 * 1024 * 1024
 CLOSES = (b"connection", b"close")
 """The response header of an error that was raised before its request was whole."""
 
