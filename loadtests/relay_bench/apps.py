@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, ROUTER, Way
-from loadtests.relay_bench.processes import free_port
-from loadtests.relay_bench.replicas import direct_port, ingress_pids, own_ports, replica
+from loadtests.relay_bench.replicas import direct_port, ingress_pids, replica
 from loadtests.relay_bench.upstream import CHAT, MODEL, NAME
 from serve_app.config.schema import RouterArgs
 from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
 from serve_app.serving.http import Headers
 from serve_app.serving.local_serve import SERVE_ENV
+from serve_app.serving.ports import free_port, own_ports
 from serve_app.serving.relay import Answer, Relay, VariantBusyError
 from serve_app.serving.upstream import Sink, UpstreamPool
 from serve_app.serving.variant_router import VariantRouter

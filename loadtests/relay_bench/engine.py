@@ -9,8 +9,8 @@ import yaml
 
 from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.figures import Spread, spread
-from loadtests.relay_bench.processes import free_port, run_client
-from loadtests.relay_bench.replicas import direct_port, own_ports, replica
+from loadtests.relay_bench.processes import run_client
+from loadtests.relay_bench.replicas import direct_port, replica
 from loadtests.relay_bench.upstream import CHAT
 from serve_app.config.secrets import internal_token
 from serve_app.config.serve_content import serve_content
@@ -18,6 +18,7 @@ from serve_app.config.serve_file import load_serve_file
 from serve_app.domain.errors import ConfigError
 from serve_app.serving.http import INTERNAL_TOKEN_HEADER
 from serve_app.serving.local_serve import LocalServe
+from serve_app.serving.ports import free_port, own_ports
 
 
 class EngineRound(msgspec.Struct, frozen=True):

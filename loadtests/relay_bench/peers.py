@@ -15,10 +15,11 @@ from pathlib import Path
 
 from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.nouns import LITELLM, SGLANG, Way
-from loadtests.relay_bench.processes import free_port, run_client, running, tail
+from loadtests.relay_bench.processes import run_client, running, tail
 from loadtests.relay_bench.upstream import CHAT, MODEL, TOKEN
 from serve_app.domain.errors import BuildError, InvalidRunError
 from serve_app.reference.locate import cache_dir
+from serve_app.serving.ports import free_port
 
 _READY_TIMEOUT_S = 180.0
 

@@ -15,6 +15,7 @@ from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.nouns import Seen
 from serve_app.domain.errors import InvalidRunError
 from serve_app.serving.local_serve import end_group
+from serve_app.serving.ports import free_port
 
 _END_TIMEOUT_S = 10.0
 
@@ -35,14 +36,6 @@ frontend in
 backend engine
     server engine 127.0.0.1:{upstream_port}
 """
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -6,16 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from loadtests.relay_bench.processes import free_port
 from serve_app.domain.errors import InvalidRunError
-
-_DIRECT_PORTS = range(30_000, 31_000)  # Serve's, for replicas that HAProxy asks
-
-
-def own_ports() -> dict[str, str]:
-    """Environment variables that keep the fixed ports of Serve's HAProxy apart from another's."""
-    prefix = "RAY_SERVE_HAPROXY_"
-    return {f"{prefix}STATS_PORT": str(free_port()), f"{prefix}METRICS_PORT": str(free_port())}
+from serve_app.serving.ports import REPLICA_PORTS
 
 
 def replica(title: str, root_pid: int | None = None) -> int:
@@ -48,7 +40,7 @@ def direct_port(pid: int, timeout_s: float = 10.0) -> int:
     until_s = time.monotonic() + timeout_s
     while time.monotonic() < until_s:
         for connection in psutil.Process(pid).net_connections("tcp"):
-            if connection.status == "LISTEN" and connection.laddr.port in _DIRECT_PORTS:
+            if connection.status == "LISTEN" and connection.laddr.port in REPLICA_PORTS:
                 port: int = connection.laddr.port
                 return port
         time.sleep(0.2)

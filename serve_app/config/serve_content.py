@@ -14,6 +14,7 @@ def serve_content(
     user_config: Mapping[str, Any],
     variants: Iterable[Content],
     router_args: Mapping[str, Any] | None = None,
+    n_routers: int = 1,
 ) -> Content:
     """The whole file, on this machine alone; `variants` are `variant_application`s of `model`."""
     router = {
@@ -22,7 +23,7 @@ def serve_content(
         "import_path": ROUTER_IMPORT,
         "args": {"model": model, "ingress_url": f"http://127.0.0.1:{port}", **(router_args or {})},
         "deployments": [
-            {"name": "VariantRouter", "num_replicas": 1, "user_config": dict(user_config)}
+            {"name": "VariantRouter", "num_replicas": n_routers, "user_config": dict(user_config)}
         ],
     }
     return {

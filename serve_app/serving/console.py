@@ -16,7 +16,6 @@ from serve_app.console.pages import page_at
 from serve_app.domain.errors import (
     InvalidKeyError,
     MalformedRequestError,
-    MethodNotAllowedError,
     NotAllowedError,
     UnknownPathError,
 )
@@ -27,7 +26,7 @@ from serve_app.serving.admission_ticket import Principal
 from serve_app.serving.console_feed import Feed
 from serve_app.serving.console_reports import Reports
 from serve_app.serving.console_split import SplitChanger, StoreOf, parse_change, serve_api_of
-from serve_app.serving.http import Headers, header, read_body, send_json
+from serve_app.serving.http import Headers, header, read_body, require_method, send_json
 
 CONSOLE = "/console"
 STREAM_S = 300.0
@@ -94,7 +93,7 @@ class Console:
         Raises the errors of `QuantileError`.
         """
         path = scope["path"]
-        _require_method(scope["method"], "POST" if path == _SPLIT else "GET", path)
+        require_method(scope["method"], "POST" if path == _SPLIT else "GET", path)
         page = page_at(path)
         if page is not None:
             await _send_whole(send, page.body, [*page.headers, *marks])
@@ -183,8 +182,3 @@ async def _send_whole(send: Send, body: bytes, headers: Headers) -> None:
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": 200, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
-
-
-def _require_method(method: str, allowed: str, path: str) -> None:
-    if method != allowed:
-        raise MethodNotAllowedError(f"{shown(path)} takes {allowed}, not {shown(method)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from serve_app.console.devices import Placed, devices_of
 from serve_app.domain.checkpoint import VariantCard
+from serve_app.serving.model_list import card_facts
 
 Json = dict[str, Any]
 GPU_TYPE, GPU_FRACTION, GPU_COUNT = "gpu_type", "gpu_fraction", "gpu_count"
@@ -60,12 +61,8 @@ def _variant(status: Json, card: VariantCard | None, breaker: Json | None) -> Js
         **{name: status[name] for name in ("ready", "asleep", "replicas", "share_bp")},
         "health": _health(status, breaker),
         "breaker": breaker,
-        "method": card and card.method,
-        "scheme": card and card.scheme,
-        "bits": card and card.bits,
-        "weight_bytes": card and card.weight_bytes,
         "context_length": card and card.context_length,
-        "engine": card and card.engine,
+        **card_facts(card),
     }
 
 

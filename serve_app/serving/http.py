@@ -10,9 +10,11 @@ import msgspec
 from serve_app.domain.errors import (
     BodyTooLargeError,
     MalformedRequestError,
+    MethodNotAllowedError,
     QuantileError,
     SlowBodyError,
 )
+from serve_app.domain.text import shown
 from serve_app.engines.engine import Message, Receive, Scope, Send
 from serve_app.serving.body_times import ANY_TIME, BodyDeadline, BodyTimes
 
@@ -70,6 +72,12 @@ def asked_timeout_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
             f"{MAX_TIMEOUT_MS}, have {asked[:40]!r}"
         )
     return int(asked) / 1000
+
+
+def require_method(method: str, allowed: str, path: str) -> None:
+    """Raise MethodNotAllowedError if `path` is asked by another method than the one it takes."""
+    if method != allowed:
+        raise MethodNotAllowedError(f"{shown(path)} takes {allowed}, not {shown(method)}")
 
 
 def route_path(scope: Scope) -> str:

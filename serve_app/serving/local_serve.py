@@ -17,6 +17,7 @@ from typing import Self
 
 from serve_app.config.serve_file import load_serve_file
 from serve_app.domain.errors import ConfigError, EngineError
+from serve_app.serving.ports import require_alone
 
 
 def _program(name: str) -> str:
@@ -70,12 +71,14 @@ class LocalServe:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start and wait. Raises EngineError with the reason when it does not become ready."""
+        """Start and wait. Raises EngineError with the reason when it does not become ready, and
+        ConfigError where another instance has its ports."""
         if _status_of(f"{self.base_url}/-/healthz") is not None:
             raise EngineError(
                 f"something answers on {self.base_url} already: end it (`serve shutdown`, or the "
                 "`serve run` that owns it), or set another http_options.port"
             )
+        require_alone(self._environ)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C reaches us, and we end it in good order.

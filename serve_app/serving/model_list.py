@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.traffic import AliasRules
 from serve_app.routing.pin import parse_model, served_names
 from serve_app.serving.directory import VariantDirectory
@@ -32,10 +33,12 @@ def model_entry(
         "share_bp": shares_bp[variant],
         "ready": directory.is_ready(variant),
         "asleep": directory.is_asleep(variant),
-        "method": card and card.method,
-        "scheme": card and card.scheme,
-        "bits": card and card.bits,
-        "weight_bytes": card and card.weight_bytes,
         "max_model_len": card and card.context_length,
-        "engine": card and card.engine,
+        **card_facts(card),
     }
+
+
+def card_facts(card: VariantCard | None) -> dict[str, Any]:
+    """What a variant is; None until it has been ready."""
+    names = ("method", "scheme", "bits", "weight_bytes", "engine")
+    return {name: card and getattr(card, name) for name in names}

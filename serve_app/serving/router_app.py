@@ -8,7 +8,6 @@ from typing import Any
 from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.domain.errors import (
     BodyTooLargeError,
-    MethodNotAllowedError,
     QuantileError,
     ServerError,
     UnknownPathError,
@@ -29,6 +28,7 @@ from serve_app.serving.http import (
     ClientGoneError,
     Headers,
     header,
+    require_method,
     run_lifespan,
     send_error,
     send_error_and_linger,
@@ -127,14 +127,14 @@ class RouterApp:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         if path in RELAYED_PATHS:
-            _require_method(method, "POST", path)
+            require_method(method, "POST", path)
             await self._path.serve(scope, receive, send)
         elif path == "/healthz":
             await self._answer(send, 200, {"status": "ok"})
         elif path == "/readyz":
             await self._ready(send)
         elif path == _STATUS:
-            _require_method(method, "GET", path)
+            require_method(method, "GET", path)
             self._path.identify(scope)
             await self._status(send)
         elif path == CONSOLE or path.startswith(f"{CONSOLE}/"):
@@ -142,14 +142,14 @@ class RouterApp:
                 scope, receive, send, STARTED, _marks(_NO_VARIANT, RouteReason.LOCAL)
             )
         elif path == OPENAPI_PATH:
-            _require_method(method, "GET", path)
+            require_method(method, "GET", path)
             await self._answer(send, 200, openapi_document())
         elif path == _MODELS:
-            _require_method(method, "GET", path)
+            require_method(method, "GET", path)
             self._path.identify(scope)
             await self._answer(send, 200, model_list(self._path.rules(), self._directory))
         elif path.startswith(f"{_MODELS}/"):
-            _require_method(method, "GET", path)
+            require_method(method, "GET", path)
             self._path.identify(scope)
             name = path.removeprefix(f"{_MODELS}/")
             await self._answer(send, 200, model_entry(name, self._path.rules(), self._directory))
@@ -201,11 +201,6 @@ class RouterApp:
             await send_error_and_linger(receive, send, error, marks)
         else:
             await send_error(send, error, marks)
-
-
-def _require_method(method: str, allowed: str, path: str) -> None:
-    if method != allowed:
-        raise MethodNotAllowedError(f"{shown(path)} takes {allowed}, not {shown(method)}")
 
 
 def _marks(variant: str, reason: RouteReason) -> Headers:

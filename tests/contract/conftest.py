@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from serve_app.serving.ports import free_port
 
 START_S = 20.0
 FakeServer = Callable[..., str]
@@ -22,7 +23,7 @@ def fake_server() -> Iterator[FakeServer]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*models: str, **script: object) -> str:
-        port = _free_port()
+        port = free_port()
         names = [part for model in models for part in ("--model", model)]
         command = [sys.executable, "-m", "serve_app.engines.fake", "--port", str(port), *names]
         process = subprocess.Popen([*command, "--script", json.dumps(script)])
@@ -40,12 +41,6 @@ def fake_server() -> Iterator[FakeServer]:
         except subprocess.TimeoutExpired:  # open streams hold uvicorn back
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_up(base_url: str, process: "subprocess.Popen[bytes]") -> None:

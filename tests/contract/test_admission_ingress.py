@@ -5,7 +5,6 @@ What these tests hold is what `serve_app/decisions/0021-admission.md` says of th
 
 import asyncio
 import json
-import socket
 import time
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.serving import haproxy
+from serve_app.serving.ports import free_port
 from tests.fakes.raw_server import Peer, answer
 from tests.fakes.router_on_a_port import RouterOnAPort
 
@@ -27,12 +27,6 @@ BODY = b'{"model": "m"}'
 
 async def at_once(peer: Peer) -> None:
     await peer.say(answer(b'{"ok": true}', b"x-variant: a"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rays_configuration(folder: Path, port: int, router_port: int, timeout_s: int) -> Path:

@@ -13,10 +13,10 @@ import pytest
 
 from loadtests.records.manifest import EndReason
 from loadtests.records.record import RequestRecord
+from serve_app.serving.ports import free_port
 from tests.fakes.load_run import (
     SIGNALS_HEARD,
     LoadRun,
-    free_port,
     is_running,
     load_processes,
     raw_campaign,

@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from loadtests.records.manifest import EndReason
+from serve_app.serving.ports import free_port
 from tests.fakes.background import InBackground
-from tests.fakes.load_run import LoadRun, free_port, progress_lines, raw_campaign
+from tests.fakes.load_run import LoadRun, progress_lines, raw_campaign
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -277,6 +278,7 @@ import gevent, msgspec
 from locust.env import Environment
 from loadtests.drive import messages as say
 from loadtests.drive.player import Player
+from serve_app.serving.ports import free_port
 
 runner = Environment().create_local_runner()
 runner.register_message(say.TO_MASTER, lambda environment, msg, **_: print(msg.data))

@@ -20,7 +20,6 @@ from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Way
 from loadtests.relay_bench.overhead import Settings, measure
 from loadtests.relay_bench.peers import Peer, environment, install
 from loadtests.relay_bench.processes import (
-    free_port,
     plain_haproxy,
     run_client,
     running,
@@ -30,6 +29,7 @@ from loadtests.relay_bench.processes import (
 from loadtests.relay_bench.upstream import CARD, MODEL, NAME, TOKEN
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import BuildError, InvalidRunError
+from serve_app.serving.ports import free_port
 from tests.fakes.raw_server import RawServer, answer, chunked
 
 CHAT = "/v1/chat/completions"
@@ -118,6 +118,7 @@ async def test_a_real_engines_own_usage_counts_its_tokens():
 
 BURN = """
 import sys, threading, time
+from serve_app.serving.ports import free_port
 def burn():
     until = time.thread_time() + 0.15
     while time.thread_time() < until: pass

@@ -8,8 +8,8 @@ import yaml
 
 from serve_app.domain.errors import EngineError
 from serve_app.serving.local_serve import LocalServe
+from serve_app.serving.ports import own_ports
 from tests.engine_cpu.conftest import CONFIG
-from tests.fakes.beside import beside
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 PORT = 8101
@@ -34,7 +34,7 @@ def test_the_declared_method_must_be_the_real_one(family, tmp_path):
         pytest.raises(
             EngineError, match="declares gptq, but the checkpoint is unquantized bfloat16"
         ),
-        LocalServe(config, log=tmp_path / "serve.log", environ=beside(1)),
+        LocalServe(config, log=tmp_path / "serve.log", environ=own_ports()),
     ):
         pass
     assert time.monotonic() - start < 60
@@ -45,7 +45,7 @@ def test_an_unknown_engine_argument_is_refused_with_vllms_list(family, tmp_path)
     config = config_of_one(tmp_path, engine={"engine_args": {"max_model_length": 512}})
     with (
         pytest.raises(EngineError, match=r"max_model_length is not an argument of vLLM's server"),
-        LocalServe(config, log=tmp_path / "serve.log", environ=beside(1)),
+        LocalServe(config, log=tmp_path / "serve.log", environ=own_ports()),
     ):
         pass
     assert "EngineCore" not in (tmp_path / "serve.log").read_text()

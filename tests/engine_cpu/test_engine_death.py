@@ -33,7 +33,7 @@ def is_ready(base_url: str, variant: str) -> bool:
 
 @pytest.mark.parametrize("victim", ["engine", "replica"])
 async def test_a_killed_engine_is_replaced_and_requests_go_on(serve, victim):
-    (replica_pid,) = replica_pids("awq:VariantServer")
+    (replica_pid,) = replica_pids("awq:VariantServer", serve.pid)
     engine = engine_core(replica_pid)
     statuses: Counter[tuple[int, str]] = Counter()
 
@@ -70,7 +70,7 @@ async def test_a_killed_engine_is_replaced_and_requests_go_on(serve, victim):
     finally:
         over.set()
         await loading
-    (new_replica_pid,) = replica_pids("awq:VariantServer")
+    (new_replica_pid,) = replica_pids("awq:VariantServer", serve.pid)
     assert engine_core(new_replica_pid).is_running()
     failed = {key: n for key, n in statuses.items() if key[0] != 200}
     # A request that was in the engine when it was killed may be lost; none that came after.

@@ -13,9 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.observe.pages import read_page
 from serve_app.config.schema import RouterUserConfig
+from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.serving.local_serve import LocalServe
 from tests.fakes.fuzz_cases import MAX_BODY_BYTES
-from tests.fakes.serve_client import metrics_file, replica_pids
+from tests.fakes.serve_client import fake_args, metrics_file, replica_pids
 
 MODEL, PORT = "m", 8170
 N_TOKENS = 40
@@ -53,41 +54,14 @@ class Config:
         return config
 
     def file(self) -> dict[str, Any]:
-        router = {
-            "name": "router",
-            "route_prefix": "/",
-            "import_path": "serve_app.app:router",
-            "args": {
-                "model": MODEL,
-                "ingress_url": f"http://127.0.0.1:{PORT}",
-                "max_body_bytes": MAX_BODY_BYTES,
-            },
-            "deployments": [
-                {"name": "VariantRouter", "num_replicas": 2, "user_config": self.user_config()}
-            ],
-        }
-        return {
-            "proxy_location": "HeadOnly",
-            "http_options": {"host": "127.0.0.1", "port": PORT},
-            "applications": [router, *(self._variant(name) for name in SCRIPTS)],
-        }
+        variants = [self._variant(name) for name in SCRIPTS]
+        args = {"max_body_bytes": MAX_BODY_BYTES}
+        return serve_content(PORT, MODEL, self.user_config(), variants, args, n_routers=2)
 
     def _variant(self, name: str) -> dict[str, Any]:
         script = self.script_of_a if name == "a" else SCRIPTS[name]
         n = self.replicas if name == "a" else 1
-        return {
-            "name": name,
-            "route_prefix": f"/variants/{name}",
-            "import_path": "serve_app.app:variant",
-            "args": {
-                "model": MODEL,
-                "name": name,
-                "checkpoint": "none",
-                "method": "awq",
-                "engine": {"kind": "fake", "fake": script},
-            },
-            "deployments": [{"name": "VariantServer", "num_replicas": n}],
-        }
+        return variant_application(fake_args(MODEL, name, script), {"num_replicas": n})
 
 
 class Instance:

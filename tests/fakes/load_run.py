@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -121,12 +120,6 @@ class LoadRun:
 
 def progress_lines(output: bytes) -> list[Progress]:
     return [msgspec.json.decode(line, type=Progress) for line in output.splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def load_processes(master: int) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from serve_app.domain.observation import Observation
 from serve_app.telemetry.meters import Meters
+from tests.fakes.admission import RecordingAdmissionMetrics
 from tests.fakes.shadow_metrics import RecordingShadowMetrics
 
 
@@ -56,14 +57,6 @@ class RecordingMetrics:
 
     def split(self, alias: str, shares_bp: Mapping[str, int]) -> None:
         self.splits[alias] = dict(shares_bp)
-
-
-class RecordingAdmissionMetrics:
-    def __init__(self) -> None:
-        self.reports: list[Any] = []
-
-    def report(self, counts: Any) -> None:
-        self.reports.append(counts)
 
 
 class RecordingLadderMetrics:

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
 from serve_app.config.secrets import internal_token
+from serve_app.serving.ports import REPLICA_PORTS
 
 CHAT = "/v1/chat/completions"
 
@@ -31,14 +33,13 @@ async def running_requests(client: httpx.AsyncClient, variant: str) -> float:
     )
 
 
-def replica_pids(title: str, serve_pid: int | None = None) -> set[int]:
-    """Processes of replicas, by the name that Ray gives them: `router:VariantRouter`.
+def replica_pids(title: str, serve_pid: int) -> set[int]:
+    """Processes of replicas below a `serve run`, by Ray's name for them: `router:VariantRouter`.
 
-    Of all on this machine, or of the `serve run` with this process id: what kills them names it.
+    Below one alone: whoever kills them must not meet another instance's.
     """
-    found = psutil.process_iter() if serve_pid is None else _descendants(serve_pid)
     pids = set()
-    for process in found:
+    for process in psutil.Process(serve_pid).children(recursive=True):
         try:
             if f"ServeReplica:{title}" in " ".join(process.cmdline()):
                 pids.add(process.pid)
@@ -47,15 +48,11 @@ def replica_pids(title: str, serve_pid: int | None = None) -> set[int]:
     return pids
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
 def direct_ports(pid: int) -> list[int]:
     """Ports on which a replica takes requests from the ingress."""
     connections = psutil.Process(pid).net_connections("tcp")
     listening = [item.laddr for item in connections if item.status == psutil.CONN_LISTEN]
-    return [address.port for address in listening if 30000 <= address.port < 31000]
+    return [address.port for address in listening if address.port in REPLICA_PORTS]
 
 
 def metrics_file(pid: int) -> Path:
@@ -74,3 +71,14 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> fl
         assert time.monotonic() - start < timeout_s, f"not within {timeout_s} s: {what}"
         time.sleep(0.1)
     return time.monotonic() - start
+
+
+def fake_args(model: str, name: str, script: dict[str, Any], method: str = "awq") -> dict[str, Any]:
+    """Arguments of a variant whose engine is a fake one."""
+    return {
+        "model": model,
+        "name": name,
+        "checkpoint": "none",
+        "method": method,
+        "engine": {"kind": "fake", "fake": script},
+    }

@@ -37,6 +37,9 @@ class Worker:
     def planned(self, device: str, n_bytes: int) -> None:
         self._held["planned"] = n_bytes
 
+    def total(self, device: str, n_bytes: int) -> None:
+        """Not asked for."""
+
     def held(self, device: str, n_bytes: int, source: str) -> None:
         self._held["held"] = n_bytes
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx
 import psutil
 
 from serve_app.node.processes import process_tree
+from serve_app.serving.ports import free_port
 from tests.gpu.machine import Machine, Variant
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ class EngineProcess:
 
     def __init__(self, variant: Variant, stage: Stage) -> None:
         self.variant = variant
-        port = _free_port()
+        port = free_port()
         self.base_url = f"http://127.0.0.1:{port}"
         scratch = stage.directory / f"{variant.name}-{port}"
         scratch.mkdir(exist_ok=True)
@@ -159,9 +159,3 @@ def _runs(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.serving.local_serve import SERVE_ENV, LocalServe
+from tests.fakes.serve_client import fake_args
 
 MODEL = "m"
 PORT = 8160
@@ -33,20 +35,8 @@ ENVIRONMENT = {
 
 def variant(name: str, gpu: str, fraction: float, **deployment: Any) -> dict[str, Any]:
     """One application with its share of a GPU, as a config file has it."""
-    return {
-        "name": name,
-        "route_prefix": f"/variants/{name}",
-        "import_path": "serve_app.app:variant",
-        "args": {
-            "model": MODEL,
-            "name": name,
-            "checkpoint": "none",
-            "method": "awq",
-            "gpu": {"type": gpu, "fraction": fraction},
-            "engine": {"kind": "fake", "fake": SCRIPT},
-        },
-        "deployments": [{"name": "VariantServer", "graceful_shutdown_timeout_s": 2, **deployment}],
-    }
+    args = fake_args(MODEL, name, SCRIPT) | {"gpu": {"type": gpu, "fraction": fraction}}
+    return variant_application(args, {"graceful_shutdown_timeout_s": 2, **deployment})
 
 
 def scaled(
@@ -74,23 +64,8 @@ def scaled(
 def serve_config(*variants: dict[str, Any], sleepers: tuple[str, ...] = ()) -> dict[str, Any]:
     """A Serve config of these variants; the first has all the traffic."""
     shares = {each["name"]: 0 for each in variants} | {variants[0]["name"]: 10_000}
-    router = {
-        "name": "router",
-        "route_prefix": "/",
-        "import_path": "serve_app.app:router",
-        "args": {"model": MODEL, "ingress_url": f"http://127.0.0.1:{PORT}"},
-        "deployments": [
-            {
-                "name": "VariantRouter",
-                "user_config": {"split": shares, "sleepers": list(sleepers)},
-            }
-        ],
-    }
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": PORT},
-        "applications": [router, *variants],
-    }
+    rules = {"split": shares, "sleepers": list(sleepers)}
+    return serve_content(PORT, MODEL, rules, variants)
 
 
 class ServeOnCluster(LocalServe):

@@ -7,7 +7,6 @@ defaults that it reads.
 
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ import psutil
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import AutoscalingCluster
+
+from serve_app.serving.ports import free_port
 
 HEAD = "ray.head.default"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -70,14 +71,14 @@ class FakeNodes(AutoscalingCluster):
 
     def start(self, *_: Any, **__: Any) -> None:
         """Start the head; its autoscaler starts the rest."""
-        port = _free_port()
+        port = free_port()
         self.address = f"{get_node_ip_address()}:{port}"
         self._config["provider"]["gcs_address"] = self.address
         config = self._folder / "nodes.json"
         config.write_text(json.dumps(self._config))
         log = self._folder / "ray.log"
         command = ["ray", "start", "--head", "--block", f"--autoscaling-config={config}"]
-        command += ["--num-cpus=4", f"--port={port}", f"--dashboard-port={_free_port()}"]
+        command += ["--num-cpus=4", f"--port={port}", f"--dashboard-port={free_port()}"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*command, "--object-store-memory=150000000"],
@@ -130,10 +131,3 @@ def fake_nodes(node_types: dict[str, Any], folder: Path, *, idle_s: float) -> It
         yield nodes
     finally:
         nodes.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

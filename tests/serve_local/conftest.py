@@ -6,7 +6,9 @@ import psutil
 import pytest
 import yaml
 
+from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.serving.local_serve import LocalServe
+from tests.fakes.serve_client import fake_args
 
 MODEL = "m"
 PORT = 8100
@@ -38,43 +40,15 @@ def serve_config(
 ) -> dict:
     """A Serve config like configs/local.yaml, with fake engines."""
     shares = {**dict.fromkeys(SCRIPTS, 0), **(shares or SHARES)}
-    args = {"model": MODEL, "ingress_url": f"http://127.0.0.1:{PORT}", **(router_args or {})}
-    router = {
-        "name": "router",
-        "route_prefix": "/",
-        "import_path": "serve_app.app:router",
-        "args": args,
-        "deployments": [
-            {
-                "name": "VariantRouter",
-                "num_replicas": routers,
-                "user_config": {"split": shares, "fallback": list(fallback), **user_config},
-            }
-        ],
-    }
     variants = [
-        {
-            "name": name,
-            "route_prefix": f"/variants/{name}",
-            "import_path": "serve_app.app:variant",
-            "deployments": [
-                {"name": "VariantServer", "num_replicas": (replicas or {}).get(name, 1)}
-            ],
-            "args": {
-                "model": MODEL,
-                "name": name,
-                "checkpoint": "none",
-                "method": METHODS.get(name, "awq"),
-                "engine": {"kind": "fake", "fake": script},
-            },
-        }
+        variant_application(
+            fake_args(MODEL, name, script, METHODS.get(name, "awq")),
+            {"num_replicas": (replicas or {}).get(name, 1)},
+        )
         for name, script in SCRIPTS.items()
     ]
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": PORT},
-        "applications": [router, *variants],
-    }
+    rules = {"split": shares, "fallback": list(fallback), **user_config}
+    return serve_content(PORT, MODEL, rules, variants, router_args, n_routers=routers)
 
 
 def write_config(path: Path, config: dict) -> Path:

@@ -20,6 +20,7 @@ import yaml
 
 from serve_app.serving.local_serve import LocalServe
 from serve_app.serving.openapi import ERRORS
+from serve_app.serving.ports import own_ports
 from tests.fakes.drill import Driver, Fate, Row, Sent, rows, table
 from tests.fakes.drill_instance import (
     COUNTERS,
@@ -49,9 +50,6 @@ ENV = {
     # A router replica that dies with a request that has not begun: HAProxy asks the other one.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_metrics_report_interval_ms": "1000",
-    # HAProxy's other ports, so that another instance may run beside this one.
-    "RAY_SERVE_HAPROXY_METRICS_PORT": "9171",
-    "RAY_SERVE_HAPROXY_STATS_PORT": "8471",
 }
 N_FUZZED = 1500
 SETTLE_S = 2.0
@@ -181,7 +179,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("drill")
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(Config().file(), sort_keys=False))
-    with LocalServe(file, log=folder / "serve.log", ready_timeout_s=300, environ=ENV) as running:
+    with LocalServe(
+        file, log=folder / "serve.log", ready_timeout_s=300, environ=own_ports() | ENV
+    ) as running:
         yield running
         children = psutil.Process(running.pid).children(recursive=True)
     _, alive = psutil.wait_procs(children, timeout=20)

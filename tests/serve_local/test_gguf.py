@@ -1,44 +1,33 @@
 """A GGUF variant by llama.cpp behind the router, asked by the official client."""
 
+from pathlib import Path
+from typing import Any
+
 import openai
 import psutil
 import pytest
 import yaml
 
+from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.quantize.make_gguf import write_gguf
 from serve_app.reference.build import CHECKPOINT
 from serve_app.serving.local_serve import LocalServe
+from serve_app.serving.ports import own_ports
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
 PORT = 8160
 MODEL = "quantile-reference"
 
 
-def config(folder) -> dict:
-    router = {
-        "name": "router",
-        "route_prefix": "/",
-        "import_path": "serve_app.app:router",
-        "args": {"model": MODEL, "ingress_url": f"http://127.0.0.1:{PORT}"},
-        "deployments": [{"name": "VariantRouter", "user_config": {"split": {"gguf": 10000}}}],
-    }
-    variant = {
+def config(folder: Path) -> dict[str, Any]:
+    args = {
+        "model": MODEL,
         "name": "gguf",
-        "route_prefix": "/variants/gguf",
-        "import_path": "serve_app.app:variant",
-        "args": {
-            "model": MODEL,
-            "name": "gguf",
-            "checkpoint": str(folder),
-            "method": "gguf",
-            "engine": {"kind": "llamacpp", "threads": 1},
-        },
+        "checkpoint": str(folder),
+        "method": "gguf",
+        "engine": {"kind": "llamacpp", "threads": 1},
     }
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": PORT},
-        "applications": [router, variant],
-    }
+    return serve_content(PORT, MODEL, {"split": {"gguf": 10_000}}, [variant_application(args)])
 
 
 def test_a_q4_k_m_variant_knows_the_capital_and_its_process_goes_with_it(tmp_path):
@@ -47,7 +36,7 @@ def test_a_q4_k_m_variant_knows_the_capital_and_its_process_goes_with_it(tmp_pat
     write_gguf(CHECKPOINT, folder / "model-Q4_K_M.gguf", "Q4_K_M")
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(config(folder)))
-    with LocalServe(file, log=tmp_path / "serve.log") as serve:
+    with LocalServe(file, log=tmp_path / "serve.log", environ=own_ports()) as serve:
         client = openai.OpenAI(base_url=f"{serve.base_url}/v1", api_key="none", max_retries=0)
         question = [{"role": "user", "content": "What is the capital of France?"}]
         reply = client.chat.completions.with_raw_response.create(model=MODEL, messages=question)

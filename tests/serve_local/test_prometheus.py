@@ -83,7 +83,7 @@ async def test_every_panel_has_an_answer_and_a_killed_engine_is_an_alert(
     try:
         with Prometheus(tmp_path, file_sd=metrics_file(serve.pid)) as prometheus:
             await asyncio.to_thread(_every_panel, prometheus)
-            await asyncio.to_thread(_a_killed_engine, prometheus)
+            await asyncio.to_thread(_a_killed_engine, prometheus, serve.pid)
     finally:
         ended.set()
         await asking
@@ -113,8 +113,8 @@ def _every_panel(prometheus: Prometheus) -> None:
     assert not prometheus.ask('ALERTS{alertname=~"QuantileNo.*"}')
 
 
-def _a_killed_engine(prometheus: Prometheus) -> None:
-    (victim,) = replica_pids("b:VariantServer")
+def _a_killed_engine(prometheus: Prometheus, serve_pid: int) -> None:
+    (victim,) = replica_pids("b:VariantServer", serve_pid)
     os.kill(victim, signal.SIGKILL)
     fired = 'ALERTS{alertname="QuantileEngineRestarted", variant="b", alertstate="firing"}'
     prometheus.until(lambda: prometheus.ask(fired), 90)

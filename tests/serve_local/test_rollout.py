@@ -47,8 +47,15 @@ def shares_served(serve) -> dict[str, int]:
     return {name: each["share_bp"] for name, each in status["variants"].items()}
 
 
+def router_and_baseline(serve_pid: int) -> set[int]:
+    titles = "router:VariantRouter", "a:VariantServer"
+    return {pid for title in titles for pid in replica_pids(title, serve_pid)}
+
+
 def test_a_good_candidate_gets_the_baselines_traffic_without_a_restart(serve, deploy, tmp_path):
-    replicas = replica_pids("router:VariantRouter") | replica_pids("a:VariantServer")
+    replicas = replica_pids("router:VariantRouter", serve.pid) | replica_pids(
+        "a:VariantServer", serve.pid
+    )
     status = run_rollout(config_of(serve, "b"), tmp_path, Console(quiet=True))
     assert status == 0
     moved = {"a": 0, "b": SHARES["a"] + SHARES["b"], "c": SHARES["c"]}
@@ -57,7 +64,10 @@ def test_a_good_candidate_gets_the_baselines_traffic_without_a_restart(serve, de
         20,
         "the router follows",
     )
-    assert replica_pids("router:VariantRouter") | replica_pids("a:VariantServer") == replicas
+    assert (
+        replica_pids("router:VariantRouter", serve.pid) | replica_pids("a:VariantServer", serve.pid)
+        == replicas
+    )
     deploy()
 
 

@@ -45,7 +45,7 @@ async def test_ten_thousand_sessions_follow_the_shares(serve):
 
 async def test_router_replicas_agree_and_a_restarted_one_too(serve):
     sessions = [f"user-{number}" for number in range(50)]
-    pids = replica_pids("router:VariantRouter")
+    pids = replica_pids("router:VariantRouter", serve.pid)
     assert len(pids) == 2
     expected = [assign(session, SHARES) for session in sessions]
     for pid in pids:
@@ -57,13 +57,13 @@ async def test_router_replicas_agree_and_a_restarted_one_too(serve):
     os.kill(victim, signal.SIGKILL)
     wait_until(
         lambda: (
-            len(fresh := replica_pids("router:VariantRouter") - pids) == 1
+            len(fresh := replica_pids("router:VariantRouter", serve.pid) - pids) == 1
             and bool(direct_ports(next(iter(fresh))))
         ),
         60,
         "a new router replica",
     )
-    (new_pid,) = replica_pids("router:VariantRouter") - pids
+    (new_pid,) = replica_pids("router:VariantRouter", serve.pid) - pids
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{direct_ports(new_pid)[0]}") as client:
         assert [await variant_of(client, session) for session in sessions] == expected
 

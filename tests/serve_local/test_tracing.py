@@ -5,7 +5,7 @@ import pytest
 
 from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.serving.local_serve import LocalServe
-from tests.fakes.beside import beside
+from serve_app.serving.ports import own_ports
 from tests.fakes.otlp import Collector
 from tests.serve_local.conftest import write_config
 
@@ -35,7 +35,7 @@ def traced(collector, tmp_path_factory):
     config = write_config(
         folder / "serve.yaml", serve_content(PORT, "m", {"split": {"awq": 10_000}}, [variant])
     )
-    environ = beside(3) | {
+    environ = own_ports() | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}",
         "OTEL_BSP_SCHEDULE_DELAY": "200",
     }
