@@ -20,8 +20,8 @@ from serve_app.domain.errors import ConfigError, QuantileError
 from serve_app.node.host import HostMemory, cpu_flags
 from serve_app.reference.locate import cache_dir, links_dir
 
-PORTS = (8000, 8265, 8404, 9101)
-"""Serve's HTTP, Ray's dashboard, HAProxy's statistics and metrics."""
+PORTS = (8000, 8265, 8404, 8500, 9101)
+"""Serve, Ray's dashboard, HAProxy's statistics, Serve's fallback proxy, HAProxy's metrics."""
 WANTED = ("baseline", "int8", "gptq", "awq")
 _NEEDED = ("ray", "pydantic", "prometheus-client", "opentelemetry-sdk", "boto3", "msgspec", "torch")
 _OPTIONAL = ("locust", "xllamacpp", "uvloop")

@@ -1,6 +1,7 @@
 """Ports of one Serve instance. Two on one machine that share them answer each other's requests.
 
-Replicas listen with SO_REUSEPORT: the kernel deals connections out among all that listen.
+Serve's fallback proxies listen with SO_REUSEPORT, so the kernel deals connections out among them,
+and a port that one instance's replica leaves is taken by another's, which HAProxy takes for its own.
 """
 
 import socket
@@ -14,15 +15,15 @@ _FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 _FIRST_REPLICA = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"
 _LAST_REPLICA = "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
 
-_KNOWN = {_METRICS: 9101, _STATS: 8404, _FIRST_REPLICA: 30_000}
-"""Ray 2.60's defaults. Replicas take the lowest port that their instance does not use yet."""
+_KNOWN = {_METRICS: 9101, _STATS: 8404, _FALLBACK: 8500}
+"""Ray 2.60's defaults."""
 REPLICA_PORTS = range(30_000, 32_768)
 """Where replicas may listen: Ray's own range and, above it, what Linux gives to no connection."""
 _BLOCKS = range(31_000, 32_700, 100)
 
 
 def fixed_ports(environ: Mapping[str, str]) -> dict[str, int]:
-    """Ports besides the endpoint's that show whether another instance runs, by what sets them."""
+    """Ports besides the endpoint's that no other instance may have, by what sets them."""
     if environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         return {}
     return {name: int(environ.get(name) or known) for name, known in _KNOWN.items()}

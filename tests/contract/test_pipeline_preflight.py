@@ -52,7 +52,7 @@ def test_the_ports_are_those_of_the_environment():
     assert fixed_ports(on) == {
         "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
         "RAY_SERVE_HAPROXY_STATS_PORT": 9,
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": 30_000,
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
     }
     own = {**on, **own_ports()}
     assert not set(fixed_ports(own).values()) & set(fixed_ports(on).values())
