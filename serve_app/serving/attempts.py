@@ -33,7 +33,10 @@ from serve_app.serving.relay import (
 )
 from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.telemetry.metrics import RouterMetrics
+from serve_app.telemetry.tracing import SPAN, RequestSpan
 
+FAILURES = "quantile.failures"
+"""Set in a scope once a variant did not take its request: which one, and what it said, in order."""
 _INGRESS_PAUSE_S = 0.05
 _NONE_OPEN: frozenset[str] = frozenset()
 _NO_LIMIT = nullcontext()
@@ -148,7 +151,8 @@ class Attempts:
 
         Nothing has reached the client yet. Raises VariantUnavailableError when none is left to ask
         or the retry budget is spent, DeadlineError at `deadline_s` (by the clock). The caller owns
-        the answer that is returned, and tells `observe` how it ended.
+        the answer that is returned, and tells `observe` how it ended. Failed attempts are told in
+        `scope[FAILURES]`, and to its span.
         """
         if self._in_serve:
             self._drain.seen(scope)
@@ -158,12 +162,16 @@ class Attempts:
         waiting = [decision.variant, *decision.stand_ins]
         again, is_held = self._config.retry.same_variant, False
         failures: list[str] = []
+        span: RequestSpan | None = scope.get(SPAN)
         while True:
             variant = waiting[0]
             try:
                 answer = await self._attempt(variant, scope, body, deadline_s, is_held)
             except VariantBusyError as error:
                 failures.append(f"{variant}: {error}")
+                scope[FAILURES] = failures
+                if span is not None:
+                    span.attempt_failed(variant, error)
                 step = await self._next(variant, error) if again else _Next.STAND_IN
                 is_held = step is _Next.HELD and len(waiting) == 1
                 if step is _Next.SAME or is_held:

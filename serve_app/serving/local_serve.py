@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from serve_app.config.serve_file import load_serve_file
 from serve_app.domain.errors import ConfigError, EngineError
 from serve_app.serving.ports import require_alone
@@ -128,6 +130,10 @@ class LocalServe:
         process, self._process = self._process, None
         if process is None:
             return
+        try:
+            below = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            below = []
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_STOP_TIMEOUT_S)
@@ -135,6 +141,12 @@ class LocalServe:
             process.kill()
             process.wait()
         end_group(process.pid, _REST_TIMEOUT_S)
+        # Ray's workers are in groups of their own. Until they are gone they have their ports.
+        _, left = psutil.wait_procs(below, _REST_TIMEOUT_S)
+        for each in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(left, _REST_TIMEOUT_S)
 
     def _wait_until_ready(self) -> None:
         start = last_status = time.monotonic()

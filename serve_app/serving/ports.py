@@ -1,7 +1,7 @@
 """Ports of one Serve instance. Two on one machine that share them answer each other's requests.
 
-Serve's fallback proxies listen with SO_REUSEPORT, so the kernel deals connections out among them,
-and a port that one instance's replica leaves is taken by another's, which HAProxy takes for its own.
+Serve's fallback proxies listen with SO_REUSEPORT: the kernel deals connections out among them. And
+a port that a replica of one leaves is taken by one of the other, which HAProxy takes for its own.
 """
 
 import socket

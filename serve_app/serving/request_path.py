@@ -8,6 +8,7 @@ from typing import Any
 
 from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.domain.errors import VariantUnavailableError
+from serve_app.domain.observation import Observation
 from serve_app.domain.traffic import AliasRules, Caller, RouteDecision
 from serve_app.engines.engine import Receive, Scope, Send
 from serve_app.routing.cohort import cohort_of
@@ -15,7 +16,7 @@ from serve_app.routing.pin import parse_model
 from serve_app.routing.policy import decide
 from serve_app.serving.admission import Admission
 from serve_app.serving.admission_ticket import Principal, Ticket
-from serve_app.serving.attempts import Attempts
+from serve_app.serving.attempts import FAILURES, Attempts
 from serve_app.serving.directory import VariantDirectory
 from serve_app.serving.http import REQUEST_ID_HEADER, SESSION_HEADER, header, read_body
 from serve_app.serving.ladder_loop import LadderLoop
@@ -29,12 +30,13 @@ from serve_app.serving.served_alias import Flight, ServedAlias
 from serve_app.serving.shadow_tap import Tap
 from serve_app.serving.watch import Watch
 from serve_app.telemetry.meters import Meters
-from serve_app.telemetry.request_log import log_answer
+from serve_app.telemetry.request_log import Answered, log_answer
 from serve_app.telemetry.tracing import SPAN, RequestSpan
 
 HTTP_OK, HTTP_BAD_REQUEST = 200, 400
 STARTED = "quantile.answer_started"
 """Set in a scope once its answer has begun: from then on there is no other answer to give."""
+_CLIENT_LEFT = "client_left"
 
 
 class RequestPath:
@@ -221,12 +223,12 @@ class RequestPath:
             self._meters.router.observed(seen)
             self.latency.observe(seen, self._clock())
             flight.over(seen)
+            told = _CLIENT_LEFT if ending is None else str(ending)
             if span is not None:
-                span.answered(seen)
+                span.answered(seen, told)
             if self.log_requests:
-                log_answer(
-                    asked.caller.request_id, ticket.tenant, asked.served.name, taken.reason, seen
-                )
+                is_fault = ending is not None and ending.is_variants_fault
+                _log(asked, taken.reason, seen, told, span, is_fault=is_fault)
             if tap is not None:
                 tap.ended(seen.status, seen.whole, seen.ttft_s, seen.duration_s)
             if status >= HTTP_BAD_REQUEST:
@@ -273,6 +275,30 @@ class _Asked:
     deadline_s: float | None
     parsed_s: float
     """From the whole request to admission."""
+
+
+def _log(
+    asked: _Asked,
+    reason: str,
+    seen: Observation,
+    ending: str,
+    span: RequestSpan | None,
+    *,
+    is_fault: bool,
+) -> None:
+    log_answer(
+        Answered(
+            asked.caller.request_id,
+            asked.ticket.tenant,
+            asked.served.name,
+            reason,
+            seen,
+            ending,
+            is_fault,
+            asked.scope.get(FAILURES, ()),
+            None if span is None else span.trace_id,
+        )
+    )
 
 
 def _caller(head: RequestHead, scope: Scope, rules: AliasRules, ticket: Ticket) -> Caller:

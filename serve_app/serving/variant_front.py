@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import (
+    EngineError,
     MalformedRequestError,
     UnknownPathError,
     VariantUnavailableError,
@@ -29,7 +30,7 @@ from serve_app.serving.http import (
     send_error,
     send_json,
 )
-from serve_app.telemetry.tracing import Spans
+from serve_app.telemetry.tracing import SPAN, RequestSpan, Spans
 
 _DEAD = (ENGINE_HEADER, b"dead")
 _PUBLIC_PREFIX = "/v1/"
@@ -67,11 +68,11 @@ class VariantFront:
             await send_json(send, 200, self._card, [self._mark])
         else:
             self.served_total += scope["method"] == "POST"
-            await self._traced(scope, receive, self._marked(send))
+            await self._traced(scope, receive, send)
 
     async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._spans is None or scope["method"] != "POST":
-            await self._serve(scope, receive, send)
+            await self._serve(scope, receive, self._marked(send))
             return
         told = {
             "quantile.variant": self._card["name"],
@@ -79,7 +80,9 @@ class VariantFront:
             "quantile.engine": self._card["engine"],
         }
         with self._spans.request(scope, f"variant {self._card['name']}", told) as traced:
-            await self._serve(traced, receive, send)
+            span: RequestSpan | None = traced.get(SPAN)
+            to_client = send if span is None else _told(send, span)
+            await self._serve(traced, receive, self._marked(to_client))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -103,7 +106,9 @@ class VariantFront:
         """Add the mark to the answer, unless the engine died before it began: that is a 503.
 
         vLLM sends the head of a stream at once and, if its engine dies, an error as its first
-        event: so the head waits for the first bytes of the body.
+        event: so the head waits for the first bytes of the body. It says the same in the middle of
+        a stream and ends it in good order, with `[DONE]`, as if it were whole: so a stream whose
+        engine has died is cut (EngineError), which the router sees, counts, and tells its client.
         """
         head: Message | None = None
         is_dead = False
@@ -118,6 +123,9 @@ class VariantFront:
                 first, head = head, None
                 is_dead = not self._engine.alive
                 await (self._say_dead(send) if is_dead else send(first))
+            elif not (is_dead or self._engine.alive):
+                name = self._card["name"]
+                raise EngineError(f"the engine of {name} died in the middle of an answer")
             if not is_dead:
                 await send(message)
 
@@ -126,3 +134,16 @@ class VariantFront:
     async def _say_dead(self, send: Send) -> None:
         error = VariantUnavailableError(f"the engine of {self._card['name']} is dead")
         await send_error(send, error, [self._mark, _DEAD])
+
+
+def _told(send: Send, span: RequestSpan) -> Send:
+    """Tell the span how the answer begins."""
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            span.status(message["status"])
+            if header(message.get("headers", ()), ENGINE_HEADER) == "dead":
+                span.failed("engine_dead")
+        await send(message)
+
+    return told

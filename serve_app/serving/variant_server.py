@@ -11,6 +11,7 @@ from serve_app.config.schema import GpuSettings, VariantArgs
 from serve_app.config.secrets import internal_token
 from serve_app.config.sizing import dtype_bytes
 from serve_app.domain.checkpoint import Checkpoint, VariantCard
+from serve_app.domain.errors import EngineError
 from serve_app.domain.quant import NOMINAL_BITS, QuantScheme
 from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
 from serve_app.reference.locate import SCHEME, resolve
@@ -30,6 +31,7 @@ from serve_app.telemetry.tracing import spans_of
 
 logger = logging.getLogger("ray.serve")
 
+ALIVE_INTERVAL_S = 0.5
 LOAD_INTERVAL_S = 2.0
 """Between two samples of how busy the engine is; Ray hands them on every ten seconds or less."""
 
@@ -107,6 +109,7 @@ class VariantServer:
         self._watch: asyncio.Task[None] | None = None
         self._load_watch: asyncio.Task[None] | None = None
         self._metrics_copy: asyncio.Task[None] | None = None
+        self._death_watch: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine; called by Serve once, before the replica takes requests.
@@ -138,6 +141,7 @@ class VariantServer:
         self._metrics_copy = asyncio.create_task(
             keep_copying(engine, self._engine_metrics(card)), name="engine metrics"
         )
+        self._death_watch = asyncio.create_task(_tell_death(engine, args.name), name="death")
         return self._front
 
     async def _start(self, spec: EngineSpec) -> Engine:
@@ -174,7 +178,12 @@ class VariantServer:
 
     async def __del__(self) -> None:
         """Called by Serve when the replica ends in good order."""
-        for watch in (self._watch, self._load_watch, self._metrics_copy):
+        for watch in (
+            self._watch,
+            self._load_watch,
+            self._metrics_copy,
+            self._death_watch,
+        ):
             if watch is not None:
                 watch.cancel()
         if self._engine is not None:
@@ -192,6 +201,23 @@ def _set_aside(args: VariantArgs) -> dict[str, str]:
         "gpu_fraction": str(args.gpu.fraction),
         "gpu_count": str(args.engine.tensor_parallel_size),
     }
+
+
+async def _tell_death(engine: Engine, variant: str) -> None:
+    """One line when the engine dies; Serve says no more than that its replica is unhealthy."""
+    while engine.alive:
+        await asyncio.sleep(ALIVE_INTERVAL_S)
+    said = "it does not say why"
+    try:
+        await engine.check_health()
+    except EngineError as error:
+        said = str(error)
+    logger.error(
+        "the engine of %s is dead: %s; Serve replaces this replica",
+        variant,
+        said,
+        extra={"variant": variant, "engine": engine.version},
+    )
 
 
 async def _publish_load(
