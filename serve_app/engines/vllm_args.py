@@ -9,7 +9,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from serve_app.config.schema import EngineSettings
-from serve_app.config.tracing import traces_endpoint
+from serve_app.config.tracing import traces_url
 from serve_app.domain.errors import ConfigError
 from serve_app.engines.engine import EngineSpec
 
@@ -55,7 +55,7 @@ def server_arguments(spec: EngineSpec) -> argparse.Namespace:
         "model": spec.model_uri or str(spec.checkpoint_dir),
         "served_model_name": list(spec.served_names),
         **{name: getattr(spec.settings, name) for name in _TYPED},
-        "otlp_traces_endpoint": traces_endpoint(os.environ),
+        "otlp_traces_endpoint": traces_url(os.environ),
         **spec.settings.engine_args,
     }
     argv = [

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from types import SimpleNamespace
 from typing import Any
 
+from serve_app.config.tracing import TRACES_PROTOCOL, traces_endpoint, traces_protocol
 from serve_app.domain.errors import EngineError
 from serve_app.engines.engine import ASGIApp, EngineLoad, EngineSpec
 from serve_app.engines.samples import Sample, family_samples
@@ -32,7 +33,9 @@ def prepare_environment(threads: int | None) -> None:
     """Set what vLLM reads from the environment, before it is imported; the user's values win.
 
     Two of the user's go: `VLLM_API_KEY`, since the router checks keys and vLLM would refuse all
-    that it relays, and `VLLM_CPU_KVCACHE_SPACE`, since it overrides the planned cache size.
+    that it relays, and `VLLM_CPU_KVCACHE_SPACE`, since it overrides the planned cache size. Where
+    traces are wanted: vLLM reads OTLP's protocol from one of its two variables alone, and its spans
+    would come from an `unknown_service`.
 
     With vLLM's CPU build: one engine process instead of two (the executor runs inside the engine
     core, so nothing spins between them: `serve_app/decisions/0004-cpu-engine.md`), and 4-bit
@@ -44,6 +47,9 @@ def prepare_environment(threads: int | None) -> None:
     if runs_on_cpu():
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_INT4_W4A8", "0")
+    if traces_endpoint(os.environ) is not None:
+        os.environ.setdefault(TRACES_PROTOCOL, traces_protocol(os.environ))
+        os.environ.setdefault("OTEL_SERVICE_NAME", "vllm")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

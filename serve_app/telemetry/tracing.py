@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from serve_app.config.tracing import traces_endpoint
+from serve_app.config.tracing import GRPC, traces_endpoint, traces_protocol
 from serve_app.domain.observation import Observation
 from serve_app.engines.engine import Scope
 
 SPAN = "quantile.span"
 """Key of a scope: its `RequestSpan`; missing where there is no trace."""
 _CONTEXT_HEADERS = frozenset({b"traceparent", b"tracestate"})
+_REQUEST_ID = b"x-request-id"
 _OPERATIONS = {
     "/v1/chat/completions": "chat",
     "/v1/responses": "chat",
@@ -27,6 +28,7 @@ _OPERATIONS = {
     "/v1/embeddings": "embeddings",
 }
 _FLUSH_MS = 2000
+_SERVER_ERROR = 500
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,9 +53,7 @@ def spans_of(service: str, environ: Mapping[str, str] = os.environ) -> "Spans | 
 
 
 def _exporter(environ: Mapping[str, str]) -> Any:
-    name = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
-    protocol = environ.get(name) or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    if protocol == "grpc":
+    if traces_protocol(environ) == GRPC:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
         return OTLPSpanExporter()
@@ -81,38 +81,37 @@ class Spans:
         Gives the scope to serve: what is sent on from it carries this span's context. An exception
         is recorded by its type alone, since its message may quote the request.
         """
-        from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+        from opentelemetry.trace import SpanKind, set_span_in_context
 
         headers = scope["headers"]
-        carrier = {
-            key.decode(): value.decode("latin-1")
-            for key, value in headers
-            if key in _CONTEXT_HEADERS
+        carrier: dict[str, str] = {}
+        told = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "gen_ai.operation.name": _OPERATIONS.get(scope["path"], "other"),
+            **attributes,
         }
+        for key, value in headers:
+            if key in _CONTEXT_HEADERS:
+                carrier[key.decode()] = value.decode("latin-1")
+            elif key == _REQUEST_ID:
+                told["quantile.request.id"] = value.decode("latin-1")
         span = self._tracer.start_span(
-            name,
-            self._propagator.extract(carrier),
-            kind=SpanKind.SERVER,
-            attributes={
-                "http.request.method": scope["method"],
-                "url.path": scope["path"],
-                "gen_ai.operation.name": _OPERATIONS.get(scope["path"], "other"),
-                **attributes,
-            },
+            name, self._propagator.extract(carrier), kind=SpanKind.SERVER, attributes=told
         )
         onward: dict[str, str] = {}
         self._propagator.inject(onward, set_span_in_context(span))
         rest = [pair for pair in headers if pair[0] not in _CONTEXT_HEADERS]
         own = [(key.encode(), value.encode()) for key, value in onward.items()]
         traced = {**scope, "headers": rest + own}
+        request = RequestSpan(span)
         if span.is_recording():
-            traced[SPAN] = RequestSpan(span)
+            traced[SPAN] = request
         try:
             yield traced
         except BaseException as error:
-            kind = type(error).__name__
-            span.set_attribute("error.type", kind)
-            span.set_status(StatusCode.ERROR, kind)
+            if not request.has_failed:  # else what it failed by says more
+                request.failed(type(error).__name__)
             raise
         finally:
             span.end()
@@ -130,7 +129,13 @@ class RequestSpan:
     """What is told of one request."""
 
     def __init__(self, span: Any) -> None:
+        self.has_failed = False
         self._span = span
+
+    @property
+    def trace_id(self) -> str:
+        """Of the trace that it belongs to, in hexadecimal."""
+        return f"{self._span.get_span_context().trace_id:032x}"
 
     def routed(self, model: str, variant: str, reason: str, split: Mapping[str, int]) -> None:
         """Who serves it, and why."""
@@ -145,19 +150,41 @@ class RequestSpan:
             }
         )
 
-    def answered(self, seen: Observation) -> None:
-        """How its answer ended."""
-        from opentelemetry.trace import StatusCode
-
+    def attempt_failed(self, variant: str, error: Exception) -> None:
+        """A variant did not take it; `error` says why in words of ours, none of the request's."""
         told = {
-            "http.response.status_code": seen.status,
+            "quantile.variant": variant,
+            "error.type": type(error).__name__,
+            "quantile.reason": str(error),
+        }
+        self._span.add_event("quantile.attempt.failed", told)
+
+    def answered(self, seen: Observation, ending: str) -> None:
+        """How its answer ended."""
+        told = {
             "gen_ai.usage.input_tokens": seen.prompt_tokens,
             "gen_ai.usage.output_tokens": seen.completion_tokens,
             "gen_ai.server.time_to_first_token": seen.ttft_s,
             "quantile.whole": seen.whole,
+            "quantile.ending": ending,
         }
         self._span.set_attributes(
             {name: value for name, value in told.items() if value is not None}
         )
-        if seen.status >= 500 or not seen.whole:
-            self._span.set_status(StatusCode.ERROR)
+        self.status(seen.status)
+        if not seen.whole:
+            self.failed(ending)
+
+    def status(self, status: int) -> None:
+        """The HTTP status of its answer; a 5xx is an error."""
+        self._span.set_attribute("http.response.status_code", status)
+        if status >= _SERVER_ERROR:
+            self.failed(str(status))
+
+    def failed(self, kind: str) -> None:
+        """It ended in an error of this kind."""
+        from opentelemetry.trace import StatusCode
+
+        self.has_failed = True
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(StatusCode.ERROR, kind)

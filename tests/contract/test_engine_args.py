@@ -54,6 +54,14 @@ def test_what_is_not_set_is_left_to_vllm():
     assert defaults.enforce_eager is False
 
 
+def test_where_traces_go_reaches_vllm_as_its_exporter_takes_it(monkeypatch):
+    assert arguments().otlp_traces_endpoint is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")
+    assert arguments().otlp_traces_endpoint == "http://c:4318"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    assert arguments().otlp_traces_endpoint == "http://c:4318/v1/traces"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

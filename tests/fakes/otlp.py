@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Span:
     id: str
     parent: str
     attributes: dict[str, Any]
+    resource: dict[str, Any]
+    """Of whoever made it: service, process."""
+    is_error: bool
+    events: list[tuple[str, dict[str, Any]]]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -49,6 +54,9 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                 id=span.span_id.hex(),
                 parent=span.parent_span_id.hex(),
                 attributes=_values(span.attributes),
+                resource=_values(resource.resource.attributes),
+                is_error=span.status.code == trace_pb2.Status.STATUS_CODE_ERROR,
+                events=[(each.name, _values(each.attributes)) for each in span.events],
             )
             for resource in request.resource_spans
             for scope in resource.scope_spans
@@ -68,6 +76,15 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                 return spans
             assert time.monotonic() < end_s, [(s.service, s.name, s.parent) for s in spans]
             time.sleep(0.1)
+
+
+def descends(span: Span, ancestor: Span, spans: list[Span]) -> bool:
+    """Whether one of two spans of a trace is below the other, by the parents that they name."""
+    by_id = {(each.trace, each.id): each for each in spans}
+    above: Span | None = span
+    while above is not None and above.id != ancestor.id:
+        above = by_id.get((above.trace, above.parent))
+    return above is not None and span.id != ancestor.id
 
 
 def _values(attributes: Any) -> dict[str, Any]:

@@ -5,15 +5,13 @@ Ray's workers report every ten seconds: what is asked of rates waits for three r
 
 import asyncio
 import json
-import os
-import signal
 
 import httpx
 import pytest
 
 from tests.fakes.admission import write_tenants
 from tests.fakes.prometheus import DASHBOARDS, Prometheus, filled_in, need, queries
-from tests.fakes.serve_client import CHAT, chat, metrics_file, replica_pids
+from tests.fakes.serve_client import CHAT, chat, metrics_file
 from tests.serve_local.conftest import MODEL, serve_config, write_config
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
@@ -73,9 +71,7 @@ async def traffic(base_url: str, until: asyncio.Event) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_every_panel_has_an_answer_and_a_killed_engine_is_an_alert(
-    serve, deploy, settings, tmp_path
-):
+async def test_every_panel_has_an_answer(serve, deploy, settings, tmp_path):
     need("prometheus")
     serve.deploy(settings)
     ended = asyncio.Event()
@@ -83,7 +79,6 @@ async def test_every_panel_has_an_answer_and_a_killed_engine_is_an_alert(
     try:
         with Prometheus(tmp_path, file_sd=metrics_file(serve.pid)) as prometheus:
             await asyncio.to_thread(_every_panel, prometheus)
-            await asyncio.to_thread(_a_killed_engine, prometheus, serve.pid)
     finally:
         ended.set()
         await asking
@@ -111,13 +106,6 @@ def _every_panel(prometheus: Prometheus) -> None:
     assert prometheus.targets()["haproxy"] == ["up"]
     assert set(prometheus.targets()["ray"]) == {"up"}
     assert not prometheus.ask('ALERTS{alertname=~"QuantileNo.*"}')
-
-
-def _a_killed_engine(prometheus: Prometheus, serve_pid: int) -> None:
-    (victim,) = replica_pids("b:VariantServer", serve_pid)
-    os.kill(victim, signal.SIGKILL)
-    fired = 'ALERTS{alertname="QuantileEngineRestarted", variant="b", alertstate="firing"}'
-    prometheus.until(lambda: prometheus.ask(fired), 90)
 
 
 def _answer(prometheus: Prometheus, expr: str) -> list:

@@ -11,11 +11,13 @@ from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.config.tenants import digest_of
 from serve_app.domain.errors import ConfigError
 from serve_app.serving.router_app import RouterApp
+from serve_app.serving.upstream import UpstreamTruncatedError
 from tests.fakes.asgi import Exchange
 from tests.fakes.metrics import recording_meters
-from tests.fakes.relay import FakeAnswer, FakeApplications, FakeRelay, FakeSleepers
+from tests.fakes.relay import FakeAnswer, FakeApplications, FakeRelay, FakeSleepers, busy
 
 CHAT = "/v1/chat/completions"
+EVENTS = (("content-type", "text/event-stream"),)
 LADDER = {
     "rungs": ["a", "b", "c"],
     "max_in_flight": {"a": 1, "b": 1},
@@ -255,9 +257,40 @@ async def test_each_request_has_one_structured_line_that_says_nothing_of_its_tex
     assert (answered.variant, answered.route_reason, answered.status) == ("a", "weighted", 200)
     assert (answered.prompt_tokens, answered.completion_tokens) == (30, 12)
     assert 0 < answered.ttft_ms <= answered.duration_ms
+    assert (answered.levelname, answered.whole, answered.ending) == ("INFO", True, "whole")
+    assert (answered.failed_attempts, answered.trace) == ([], None)
     assert (refused.request, refused.status, refused.code) == ("r-2", 404, "model_not_found")
     assert "secret" not in repr([vars(answered), vars(refused)])
     caplog.clear()
     router.configure()
     await router.chat()
     assert not [record for record in caplog.records if record.message == "request"]
+
+
+async def test_the_line_of_a_request_says_who_failed_it_before_and_how_it_broke_off(router, caplog):
+    router.configure(log_requests=True, split={"a": 10_000, "b": 0}, fallback=["b"])
+    router.relay.scripts["a"] = busy("it is full")
+    router.relay.scripts["b"] = lambda: FakeAnswer(
+        b"data: {}\n\n", UpstreamTruncatedError("gone"), headers=EVENTS
+    )
+    with caplog.at_level("INFO", logger="ray.serve"):
+        await router.chat(("x-request-id", "r-1"), stream=True)
+    (line,) = (record for record in caplog.records if record.message == "request")
+    assert (line.request, line.variant, line.whole, line.ending) == ("r-1", "b", False, "broke_off")
+    assert line.failed_attempts == ["a: it is full"]
+    # Serve holds lines back until one of them is an error.
+    assert line.levelname == "ERROR"
+
+
+async def test_the_line_of_a_request_whose_client_left_accuses_nobody(router, caplog):
+    router.configure(log_requests=True)
+    router.relay.scripts["a"] = lambda: FakeAnswer(b"{", asyncio.Event())
+    with caplog.at_level("INFO", logger="ray.serve"):
+        asked = asyncio.ensure_future(router.chat())
+        await until(lambda: router.relay.answers)
+        await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    (line,) = (record for record in caplog.records if record.message == "request")
+    assert (line.levelname, line.whole, line.ending) == ("WARNING", False, "client_left")

@@ -10,7 +10,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from serve_app.config.schema import RouterArgs, RouterUserConfig
-from serve_app.config.tracing import traces_endpoint
+from serve_app.config.tracing import traces_endpoint, traces_protocol, traces_url
+from serve_app.domain.errors import EngineError
+from serve_app.serving.passing import AnswerCutError
 from serve_app.serving.router_app import RouterApp
 from serve_app.serving.upstream import UpstreamTruncatedError
 from serve_app.serving.variant_front import VariantFront
@@ -67,7 +69,8 @@ async def traced():
 
 async def test_a_span_continues_the_clients_trace_and_the_variant_gets_its_context(traced):
     traced.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
-    await traced.chat(CONTEXT, messages=[{"role": "user", "content": "a secret"}])
+    id_of_ours = ("x-request-id", "r-1")
+    await traced.chat(CONTEXT, id_of_ours, messages=[{"role": "user", "content": "a secret"}])
     span = traced.span
     assert f"{span.context.trace_id:032x}" == TRACE
     assert f"{span.parent.span_id:016x}" == PARENT
@@ -88,6 +91,8 @@ async def test_a_span_continues_the_clients_trace_and_the_variant_gets_its_conte
         "quantile.route.reason": "weighted",
         "quantile.split": "a=10000,b=0",
         "quantile.whole": True,
+        "quantile.ending": "whole",
+        "quantile.request.id": "r-1",
     }
     assert "secret" not in span.to_json()
 
@@ -98,11 +103,26 @@ async def test_without_a_context_a_trace_begins(traced):
     assert traced.sent_on()[0] == f"{traced.span.context.trace_id:032x}"
 
 
-async def test_a_fallback_shows_who_served(traced):
-    traced.relay.scripts["a"] = busy()
+async def test_a_fallback_shows_who_served_and_who_did_not(traced):
+    traced.relay.scripts["a"] = busy("it is full")
     await traced.chat()
     assert traced.span.attributes["quantile.variant"] == "b"
     assert traced.span.attributes["quantile.route.reason"] == "fallback"
+    assert traced.span.status.is_ok
+    (event,) = traced.span.events
+    assert event.name == "quantile.attempt.failed"
+    assert dict(event.attributes) == {
+        "quantile.variant": "a",
+        "error.type": "VariantBusyError",
+        "quantile.reason": "it is full",
+    }
+
+
+async def test_a_request_that_nobody_took_shows_every_attempt(traced):
+    traced.relay.scripts["a"] = traced.relay.scripts["b"] = busy()
+    await traced.chat()
+    assert [each.attributes["quantile.variant"] for each in traced.span.events] == ["a", "b"]
+    assert traced.span.attributes["error.type"] == "VariantUnavailableError"
 
 
 async def test_a_refused_request_is_an_error_without_its_words(traced):
@@ -119,7 +139,36 @@ async def test_an_answer_that_breaks_off_is_an_error(traced):
         b"data: {}\n\n", UpstreamTruncatedError("gone"), headers=sse
     )
     await traced.chat(stream=True)
-    assert traced.span.attributes["quantile.whole"] is False
+    told = traced.span.attributes
+    assert told["quantile.whole"] is False
+    assert (told["quantile.ending"], told["error.type"]) == ("broke_off", "broke_off")
+    assert told["http.response.status_code"] == 200
+    assert not traced.span.status.is_ok
+
+
+async def test_an_answer_that_is_cut_is_called_by_its_cause(traced):
+    traced.relay.scripts["a"] = lambda: FakeAnswer(b'{"half":', UpstreamTruncatedError("gone"))
+    with pytest.raises(AnswerCutError):
+        await traced.chat()
+    assert traced.span.attributes["error.type"] == "broke_off"
+
+
+async def test_a_client_that_leaves_is_called_so(traced):
+    traced.relay.scripts["a"] = lambda: FakeAnswer(b"{", asyncio.Event())
+    asked = asyncio.ensure_future(traced.chat())
+    while not traced.relay.answers:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert traced.span.attributes["error.type"] == "client_left"
+
+
+async def test_a_variants_own_5xx_is_an_error(traced):
+    traced.relay.scripts["a"] = lambda: FakeAnswer(b"{}", status=500)
+    await traced.chat()
+    assert traced.span.attributes["error.type"] == "500"
     assert not traced.span.status.is_ok
 
 
@@ -133,26 +182,71 @@ async def test_what_is_not_sampled_is_not_exported_and_its_context_says_so():
     await asyncio.sleep(0)
 
 
+class TracedVariant:
+    """A front over an engine that sends these messages, and what it exported."""
+
+    def __init__(self, *said) -> None:
+        self.exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.contexts: list[str] = []
+        self.said = said
+        self.engine = StubEngine(self._app)
+        self.front = VariantFront(self.engine, card_of("awq"), TOKEN, Spans(provider))
+
+    async def _app(self, scope, receive, send):
+        self.contexts.append(dict(scope["headers"])[b"traceparent"].decode())
+        for message in self.said:
+            if callable(message):
+                message(self.engine)
+            else:
+                await send(message)
+
+    async def ask(self, method="POST", path=CHAT):
+        headers = [CONTEXT, ("x-quantile-internal", TOKEN)]
+        return await Exchange(self.front, method, path, {"model": "m"}, headers)()
+
+    @property
+    def span(self):
+        (span,) = self.exporter.get_finished_spans()
+        return span
+
+
+def dies(engine: StubEngine) -> None:
+    engine.alive = False
+
+
+HEAD = {"type": "http.response.start", "status": 200, "headers": []}
+PIECE = {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True}
+
+
 async def test_a_variants_span_is_the_routers_child_and_the_engines_parent():
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    seen = []
-
-    async def app(scope, receive, send):
-        seen.append(dict(scope["headers"])[b"traceparent"].decode())
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
-    front = VariantFront(StubEngine(app), card_of("awq"), TOKEN, Spans(provider))
-    headers = [CONTEXT, ("x-quantile-internal", TOKEN)]
-    await Exchange(front, "POST", CHAT, {"model": "m"}, headers)()
-    await Exchange(front, "GET", "/v1/models", b"", headers)()
-    (span,) = exporter.get_finished_spans()
+    variant = TracedVariant(HEAD, {"type": "http.response.body", "body": b"{}"})
+    await variant.ask()
+    await variant.ask("GET", "/v1/models")
+    span = variant.span
     assert span.name == "variant awq" and f"{span.parent.span_id:016x}" == PARENT
-    assert seen[0].split("-")[1:3] == [TRACE, f"{span.context.span_id:016x}"]
-    assert seen[1] == CONTEXT[1], "a probe is no request"
+    assert variant.contexts[0].split("-")[1:3] == [TRACE, f"{span.context.span_id:016x}"]
+    assert variant.contexts[1] == CONTEXT[1], "a probe is no request"
     assert span.attributes["quantile.method"] == "gptq"
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.status.is_unset
+
+
+async def test_a_variants_span_says_that_its_engine_died_on_the_request():
+    variant = TracedVariant(dies, HEAD, PIECE)
+    assert (await variant.ask()).status == 503
+    told = variant.span.attributes
+    assert (told["http.response.status_code"], told["error.type"]) == (503, "engine_dead")
+    assert not variant.span.status.is_ok
+
+
+async def test_a_variants_span_says_that_its_engine_died_in_the_middle():
+    variant = TracedVariant(HEAD, PIECE, dies, PIECE)
+    with pytest.raises(EngineError):
+        await variant.ask()
+    assert variant.span.attributes["error.type"] == "EngineError"
+    assert not variant.span.status.is_ok
 
 
 @pytest.mark.parametrize(
@@ -176,3 +270,27 @@ def test_opentelemetrys_own_variables_decide(environ, where):
     assert traces_endpoint(environ) == where
     if where is None:
         assert spans_of("quantile-router", environ) is None
+
+
+BASE, FULL = "http://c:4318", "http://c:4318/v1/traces"
+ALL, TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+HTTP = "http/protobuf"
+
+
+@pytest.mark.parametrize(
+    ("environ", "protocol", "url"),
+    [
+        ({}, "grpc", None),
+        ({ALL: "http://c:4317"}, "grpc", "http://c:4317"),
+        ({ALL: BASE, "OTEL_EXPORTER_OTLP_PROTOCOL": HTTP}, HTTP, FULL),
+        ({ALL: f"{BASE}/", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": HTTP}, HTTP, FULL),
+        ({TRACES: "http://c/t", "OTEL_EXPORTER_OTLP_PROTOCOL": HTTP}, HTTP, "http://c/t"),
+        ({ALL: BASE, TRACES: "http://c/t", "OTEL_EXPORTER_OTLP_PROTOCOL": HTTP}, HTTP, "http://c/t"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL": HTTP,
+          ALL: BASE}, "grpc", BASE),
+        ({ALL: BASE, "OTEL_EXPORTER_OTLP_PROTOCOL": HTTP, "OTEL_SDK_DISABLED": "true"}, HTTP, None),
+    ],
+)  # fmt: skip
+def test_an_exporter_that_takes_an_address_as_it_is_gets_the_whole_one(environ, protocol, url):
+    assert traces_protocol(environ) == protocol
+    assert traces_url(environ) == url

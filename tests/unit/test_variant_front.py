@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from serve_app.domain.errors import DeadlineError
+from serve_app.domain.errors import DeadlineError, EngineError
 from serve_app.serving.variant_front import VariantFront
 from tests.fakes.asgi import Exchange
 from tests.fakes.engine import StubEngine
@@ -120,7 +120,7 @@ async def test_an_engine_that_dies_on_a_request_answers_503_and_says_so(variant,
     assert exchange.json["error"]["code"] == "variant_unavailable" and exchange.over
 
 
-async def stream_of(variant, *steps) -> Exchange:
+def stream_of(variant, *steps) -> Exchange:
     """A stream whose pieces are said one by one; a step that can be called is called."""
 
     async def app(scope, receive, send) -> None:
@@ -134,7 +134,7 @@ async def stream_of(variant, *steps) -> Exchange:
         await send({"type": "http.response.body", "body": b""})
 
     variant.engine.app = app
-    return await variant.ask("/v1/completions", KNOWN)()
+    return variant.ask("/v1/completions", KNOWN)
 
 
 def dies(variant) -> None:
@@ -143,15 +143,19 @@ def dies(variant) -> None:
 
 async def test_a_stream_whose_engine_dies_before_its_first_byte_has_not_begun(variant):
     """vLLM has sent the head by then, and goes on with an error event."""
-    exchange = await stream_of(variant, lambda: dies(variant), b'data: {"error": {}}\n\n')
+    exchange = await stream_of(variant, lambda: dies(variant), b'data: {"error": {}}\n\n')()
     assert (exchange.status, exchange.headers["x-quantile-engine"]) == (503, "dead")
     assert exchange.json["error"]["code"] == "variant_unavailable"
 
 
-async def test_a_stream_that_has_begun_ends_as_its_engine_ends_it(variant):
+async def test_a_stream_that_has_begun_is_cut_when_its_engine_dies(variant):
+    """vLLM would end it with an error event and `[DONE]`, as if it were whole."""
     error = b'data: {"error": {}}\n\n'
-    exchange = await stream_of(variant, b"data: 1\n\n", lambda: dies(variant), error)
-    assert (exchange.status, exchange.body) == (200, b"data: 1\n\n" + error)
+    steps = (b"data: 1\n\n", lambda: dies(variant), error, b"data: [DONE]\n\n")
+    exchange = stream_of(variant, *steps)
+    with pytest.raises(EngineError, match="the engine of awq died in the middle"):
+        await exchange()
+    assert (exchange.status, exchange.body, exchange.over) == (200, b"data: 1\n\n", False)
     assert "x-quantile-engine" not in exchange.headers
 
 

@@ -14,6 +14,7 @@ from serve_app.telemetry.engine_metrics import EngineMetrics
 from tests.fakes import checkpoints as made
 from tests.fakes.asgi import Exchange
 from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.engine import StubEngine
 
 TOKEN = "0123456789abcdef"
 # Serve awaits the replica's asynchronous __del__; the interpreter, at the end of a test, cannot.
@@ -141,6 +142,26 @@ async def test_an_engine_that_says_it_is_ill_has_the_replica_replaced():
     await server.__serve_build_asgi_app__()
     with pytest.raises(EngineError):
         await server.check_health()
+
+
+async def test_an_engine_that_dies_has_a_line_in_the_log_at_once(monkeypatch, caplog):
+    monkeypatch.setattr(variant_server, "ALIVE_INTERVAL_S", 0.001)
+    engine = StubEngine(None)
+
+    async def start(spec):
+        return engine
+
+    monkeypatch.setattr(variant_server, "start_engine", start)
+    server = VariantServer(variant_args("none", kind="fake"), RecordingLoadMetrics, no_copies)
+    await server.__serve_build_asgi_app__()
+    await asyncio.sleep(0.01)
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+    engine.alive = False
+    await asyncio.sleep(0.05)
+    (line,) = (each for each in caplog.records if each.levelname == "ERROR")
+    assert "the engine of a is dead: the stub is dead" in line.message
+    assert (line.variant, line.engine) == ("a", "stub")
+    await server.__del__()
 
 
 async def test_how_busy_the_engine_is_is_published_until_the_replica_ends(monkeypatch):
