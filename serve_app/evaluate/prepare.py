@@ -7,7 +7,7 @@ from typing import Any
 
 from serve_app.evaluate.endpoint import Endpoint, NoTokenizerError, RequestFailedError
 from serve_app.evaluate.settings import Settings
-from serve_app.evaluate.store import Store, fill
+from serve_app.evaluate.store import TOKENS, Store, fill
 from serve_app.evaluate.tasks.items import TaskSet
 from serve_app.reference.corpus import Exchange, facts, stories
 
@@ -172,7 +172,7 @@ async def _all(
 ) -> list[dict[str, Any]]:
     """Token records of all texts, in order. Raises RequestFailedError where one has none."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    file = store.file("tokens", name, {"model": model, "digest": digest})
+    file = store.file(TOKENS, name, {"model": model, "digest": digest})
     await fill(
         file,
         len(texts),

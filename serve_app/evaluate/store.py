@@ -10,6 +10,9 @@ from serve_app.domain.errors import EngineError
 from serve_app.evaluate.endpoint import RequestFailedError
 from serve_app.evaluate.raw import RawFile
 
+RAW = "raw"
+TOKENS = "tokens"
+"""Beside the passes: the questions as token ids."""
 GONE_AFTER = 8
 """Requests in a row that nobody listened to: the endpoint has ended, not one request failed."""
 
@@ -28,7 +31,7 @@ class Store:
     def file(self, who: str, what: str, header: Mapping[str, object]) -> RawFile:
         """`header` names a `model`. Raises ConfigError where it holds answers to something else."""
         whole = {**header, "variant": self.variants.get(str(header["model"]))}
-        return RawFile(self.out / "raw" / _safe(who) / f"{_safe(what)}.jsonl", whole)
+        return RawFile(self.out / RAW / _safe(who) / f"{_safe(what)}.jsonl", whole)
 
 
 async def fill(

@@ -8,9 +8,11 @@ import msgspec
 
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.verdict import Verdict
+from serve_app.evaluate.settings import Settings
 from serve_app.pipeline.findings import Findings, Load, MadeVariant, Split
 from serve_app.pipeline.measured import quality_of
 from serve_app.pipeline.pipeline_file import PipelineFile
+from serve_app.pipeline.reuse import take_answers
 from serve_app.pipeline.schema import Make, Recommend, Stage, Trial, Validate
 from serve_app.pipeline.serve_file import write_serve_file
 from serve_app.pipeline.tools import Tools
@@ -68,12 +70,26 @@ def _try(stage: Trial, site: Site) -> Findings:
             split = site.tools.split(base_url, pipeline.model, asked, shares)
             _keep(folder / SPLIT_JSON, split)
         if isinstance(stage, Validate):
-            asked_of = site.file.evaluations[stage.name]
-            report = site.tools.evaluate(asked_of, pipeline.model, names, folder / QUALITY)
+            settings = site.file.evaluations[stage.name]
+            take_answers(names, settings, _evaluated_before(stage, site), folder / QUALITY)
+            report = site.tools.evaluate(settings, pipeline.model, names, folder / QUALITY)
             quality = quality_of(report)
         if stage.campaign is not None and not _is_lost(split, quality):
             load = _load(stage, site, variants)
     return Findings(load=load, quality=quality, split=split)
+
+
+def _evaluated_before(stage: Validate, site: Site) -> dict[Path, tuple[tuple[str, ...], Settings]]:
+    """By folder: the variants of each validation before this one, and what they were asked."""
+    stages = site.file.pipeline.stages
+    return {
+        site.folders[each.name] / QUALITY: (
+            tuple(site.file.pipeline.served_by(each)),
+            site.file.evaluations[each.name],
+        )
+        for each in stages[: stages.index(stage)]
+        if isinstance(each, Validate)
+    }
 
 
 def _is_lost(split: Split | None, quality: object) -> bool:

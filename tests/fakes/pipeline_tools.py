@@ -87,6 +87,8 @@ class FakeTools:
     def __init__(self, models: Path, script: Script | None = None) -> None:
         self.script = script or Script()
         self.asked: list[tuple[str, object]] = []
+        self.answered: list[set[str]] = []
+        """Whose answers were there already, by evaluation."""
         self._models = models
 
     def make(
@@ -124,7 +126,9 @@ class FakeTools:
     ) -> QualityReport:
         self._ask("evaluate", tuple(variants))
         report = quality_report(model, variants, self.script.quality, self.script.why)
-        out.mkdir()
+        self.answered.append({each.name for each in out.glob("raw/*")})
+        for name in variants:
+            (out / "raw" / name).mkdir(parents=True, exist_ok=True)
         (out / "quality.json").write_bytes(encode_report(report))
         return report
 

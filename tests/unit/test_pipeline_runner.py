@@ -132,6 +132,10 @@ def test_a_verdict_stands_until_an_input_changes_or_it_is_asked_for_again(tmp_pa
     assert bench.used[:3] == ["staged", "split", "evaluate"]
 
 
+def test_what_one_validation_asked_the_next_does_not_ask_again(finished):
+    assert finished.tools.answered == [set(), {"baseline", "int8"}]
+
+
 def test_inconclusive_goes_on_where_the_file_says_so(tmp_path):
     bench = Bench(tmp_path, Script(quality={"int8": Verdict.INCONCLUSIVE}))
     assert bench.run().exit_status == 3
