@@ -7,37 +7,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from loadtests.relay_bench.mounted import OPTIONS, SPLIT, BareRouter, args_for, deployment
 from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, ROUTER, Way
 from loadtests.relay_bench.replicas import direct_port, ingress_pids, replica
-from loadtests.relay_bench.upstream import CHAT, MODEL, NAME
-from serve_app.config.schema import RouterArgs
-from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
+from loadtests.relay_bench.telling import telling_ways
+from loadtests.relay_bench.upstream import CHAT
+from serve_app.engines.engine import Scope
 from serve_app.serving.http import Headers
 from serve_app.serving.local_serve import SERVE_ENV
 from serve_app.serving.ports import free_port, own_ports
 from serve_app.serving.relay import Answer, Relay, VariantBusyError
 from serve_app.serving.upstream import Sink, UpstreamPool
-from serve_app.serving.variant_router import VariantRouter
 
-SPLIT = {"split": {NAME: 10_000}, "fallback": []}
 _HANDLE_VARIANT_APP = "handle-variant"
 _BARE, _HANDLES = "/bare", "/handles"
-
-
-class BareRouter(VariantRouter):
-    """The router below a prefix, so that several fit into one Serve instance."""
-
-    async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Called by Serve once."""
-        app = await super().__serve_build_asgi_app__()
-
-        async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http":
-                path = scope["path"].removeprefix(scope.get("root_path", ""))
-                scope = {**scope, "path": path, "root_path": ""}
-            await app(scope, receive, send)
-
-        return mounted
 
 
 class HandleVariant:
@@ -133,9 +116,14 @@ class HandleRouter(BareRouter):
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Serve reads it when it is imported, here and in its processes."""
+    """Serve reads it when it is imported, here and in its processes. What turns traces on is not
+    the benchmark's caller's to say.
+    """
     before = dict(os.environ)
-    os.environ.update({**SERVE_ENV, **before, **own_ports()})
+    for name in before:
+        if name.startswith("OTEL_"):
+            del os.environ[name]
+    os.environ.update({**SERVE_ENV, **os.environ, **own_ports()})
     try:
         yield
     finally:
@@ -144,11 +132,14 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def serve_ways(upstream_port: int, pass_port: int, pass_pid: int) -> Iterator[list[Way]]:
+def serve_ways(
+    upstream_port: int, pass_port: int, pass_pid: int, sink_port: int | None = None
+) -> Iterator[list[Way]]:
     """Start Ray and Serve with the routers; yields the ways through them.
 
     The router as deployed reaches the variant through the HAProxy on `pass_port`, as through this
-    node's ingress. Serve and Ray end with the block.
+    node's ingress. With `sink_port`, where spans go, also the routers that tell nothing and all.
+    Serve and Ray end with the block.
     """
     with _environment():
         import ray
@@ -159,7 +150,10 @@ def serve_ways(upstream_port: int, pass_port: int, pass_pid: int) -> Iterator[li
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             _deploy(upstream_port, pass_port)
-            yield _ways(port, pass_pid)
+            ways = _ways(port, pass_pid)
+            if sink_port is not None:
+                ways += telling_ways(args_for(upstream_port), sink_port)
+            yield ways
         finally:
             ray.shutdown()  # not serve.shutdown(): it would drain idle replicas for 30 s
 
@@ -187,20 +181,12 @@ def _deploy(upstream_port: int, pass_port: int) -> None:
 
     from serve_app.app import VariantRouter as Deployed
 
-    def args(port: int) -> RouterArgs:
-        return RouterArgs(model=MODEL, ingress_url=f"http://127.0.0.1:{port}")
+    args = args_for(upstream_port)
 
-    options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
-
-    def deployment(cls: type) -> Any:
-        return serve.deployment(name=cls.__name__, user_config=SPLIT, **options)(
-            serve.ingress()(cls)
-        )
-
-    handle_variant = serve.deployment(name="HandleVariant", **options)(HandleVariant)
+    handle_variant = serve.deployment(name="HandleVariant", **OPTIONS)(HandleVariant)
     serve.run(handle_variant.bind(upstream_port), name=_HANDLE_VARIANT_APP, route_prefix=None)
-    handles = deployment(HandleRouter).bind(args(upstream_port))
+    handles = deployment(HandleRouter, SPLIT).bind(args)
     serve.run(handles, name="handles", route_prefix=_HANDLES)
-    serve.run(deployment(BareRouter).bind(args(upstream_port)), name="bare", route_prefix=_BARE)
-    deployed = Deployed.options(user_config=SPLIT).bind(args(pass_port))
+    serve.run(deployment(BareRouter, SPLIT).bind(args), name="bare", route_prefix=_BARE)
+    deployed = Deployed.options(user_config=SPLIT).bind(args_for(pass_port))
     serve.run(deployed, name="router", route_prefix="/")

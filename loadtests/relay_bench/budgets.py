@@ -6,7 +6,7 @@ from enum import StrEnum
 import msgspec
 
 from loadtests.relay_bench.figures import LevelFigures, Spread
-from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, PEERS, ROUTER
+from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, PEERS, ROUTER, SAMPLED, TRACED
 
 CLIENTS = 16
 """The level at which budgets hold."""
@@ -14,6 +14,7 @@ MAX_TIMES_HAPROXY = 2.5
 MAX_ADDED_P50_MS = 4.0
 MIN_TIMES_BELOW_HANDLE = 3.0
 MIN_OF_DIRECT = 0.97
+MAX_TIMES_SILENT = 1.10
 
 
 class Verdict(StrEnum):
@@ -50,6 +51,9 @@ def judge(figures: Sequence[LevelFigures], of_direct: Spread | None) -> list[Fin
         _at_most("the same behind Serve's ingress, ms", MAX_ADDED_P50_MS, _added_ms(deployed)),
         _at_least("Serve handles' CPU, x the router's", MIN_TIMES_BELOW_HANDLE, below_handles),
     ]
+    for told in (TRACED, SAMPLED):
+        what = f"CPU per token, x telling nothing: {told}"
+        findings.append(_at_most(what, MAX_TIMES_SILENT, _times_silent(at.get(told))))
     for peer in PEERS:
         theirs = at.get(peer)
         findings.append(_below(f"CPU us per token, below {peer}", _cpu_us(theirs), router_us))
@@ -66,6 +70,10 @@ def _cpu_us(each: LevelFigures | None) -> float | None:
 
 def _times(each: LevelFigures | None) -> float | None:
     return None if each is None else _median(each.times_haproxy)
+
+
+def _times_silent(each: LevelFigures | None) -> float | None:
+    return None if each is None else _median(each.times_silent)
 
 
 def _added_ms(each: LevelFigures | None) -> float | None:

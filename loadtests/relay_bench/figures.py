@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Sample
+from loadtests.relay_bench.nouns import DIRECT, HAPROXY, SILENT, Sample
 
 MIN_FOR_P99 = 100
 
@@ -41,6 +41,8 @@ class LevelFigures(msgspec.Struct, frozen=True):
     ttft_p50_ms: float
     n_ttfts: int
     streams_per_s: Spread
+    times_silent: Spread | None = None
+    """CPU per token over that of the router that tells nothing, in the same round."""
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -68,6 +70,7 @@ def _of_way(samples: Sequence[Sample], way: str, clients: int) -> LevelFigures:
     rounds = _rounds(samples, way, clients)
     direct = _rounds(samples, DIRECT, clients)
     haproxy = _rounds(samples, HAPROXY, clients)
+    silent = _rounds(samples, SILENT, clients)
 
     def over(other: dict[int, Sample], value: Callable[[Sample, Sample], float]) -> Spread | None:
         both = rounds.keys() & other.keys()
@@ -89,6 +92,7 @@ def _of_way(samples: Sequence[Sample], way: str, clients: int) -> LevelFigures:
         ttft_p50_ms=percentile(_ttfts_s(rounds), 0.5) * 1e3,
         n_ttfts=len(_ttfts_s(rounds)),
         streams_per_s=streams,
+        times_silent=over(silent, _times) if has_cost else None,
     )
 
 

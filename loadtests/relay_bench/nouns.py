@@ -13,6 +13,13 @@ HANDLES = "the same router, Serve handles"
 LITELLM = "LiteLLM proxy"
 SGLANG = "SGLang gateway"
 PEERS = (LITELLM, SGLANG)
+SILENT = "the router, telling nothing"
+TRACED = "metrics, log, every request traced"
+SAMPLED = "metrics, log, 1 of 100 traced"
+
+
+def _nothing() -> None:
+    """Most relays put nothing off."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Way:
     """Processes of the relay itself; with their children, their CPU time is its cost."""
     helpers: Callable[[], Iterable[int]] = tuple
     """Others that the way needs now: an ingress before the relay, a pass behind it."""
+    after: Callable[[], None] = _nothing
+    """Has the relay do what it put off; its time belongs to the round."""
 
 
 class Seen(msgspec.Struct, frozen=True):

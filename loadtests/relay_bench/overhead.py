@@ -16,6 +16,7 @@ from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.cpu import CpuMeter
 from loadtests.relay_bench.figures import figures
 from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Level, Sample, Way
+from loadtests.relay_bench.otlp_sink import otlp_sink, require_spans
 from loadtests.relay_bench.processes import plain_haproxy, run_client, upstream
 from loadtests.relay_bench.upstream import CHAT, MODEL, TOKEN
 
@@ -38,6 +39,7 @@ class Settings:
     peers: bool
     engine: str | None
     engine_config: str
+    tracing: bool = False
 
 
 def level(clients: int, tokens: int) -> Level:
@@ -68,6 +70,13 @@ def overhead(
             "of their own under ~/.cache/quantile (the first time; about 1 GB)."
         ),
     ] = False,
+    tracing: Annotated[
+        bool,
+        typer.Option(
+            help="Also the router with metrics, request log and traces, each request's and one in "
+            "a hundred's, beside one that tells nothing."
+        ),
+    ] = False,
     engine: Annotated[
         str | None,
         typer.Option(help="Also a real engine's throughput: a variant of --engine-config."),
@@ -90,13 +99,15 @@ def overhead(
     quantile bench overhead
 
     quantile bench overhead --peers --engine gptq --rounds 5
+
+    quantile bench overhead --tracing --clients 16
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = (out or Path("reports") / f"overhead-{stamp}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         *(rounds, tuple(clients), tokens, ttft_ms, itl_ms, steps),
-        *(peers, engine, str(engine_config)),
+        *(peers, engine, str(engine_config), tracing),
     )
     findings = run(settings, folder, Console())
     raise typer.Exit(int(any(each.verdict is Verdict.MISSED for each in findings)))
@@ -112,6 +123,8 @@ def run(settings: Settings, folder: Path, console: Console) -> list[Finding]:
     started_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     with console.status("starting the ways"), all_ways(settings, folder) as ways:
         samples = measure(ways, settings, console)
+        if settings.tracing:
+            require_spans(folder, samples)
     engine_rounds = []
     if settings.engine is not None:
         with console.status(f"loading a real engine, variant {settings.engine}"):
@@ -155,7 +168,8 @@ def all_ways(settings: Settings, folder: Path) -> Iterator[list[Way]]:
         yardstick_port, yardstick_pid = stack.enter_context(plain_haproxy(folder, port))
         pass_port, pass_pid = stack.enter_context(plain_haproxy(folder, port))
         ways = [Way(DIRECT, port, CHAT), Way(HAPROXY, yardstick_port, CHAT, (yardstick_pid,))]
-        ways += stack.enter_context(serve_ways(port, pass_port, pass_pid))
+        sink_port = stack.enter_context(otlp_sink(folder)) if settings.tracing else None
+        ways += stack.enter_context(serve_ways(port, pass_port, pass_pid, sink_port))
         if settings.peers:
             ways += [stack.enter_context(peer_way(peer, port, folder)) for peer in PEERS]
         yield ways
@@ -196,6 +210,7 @@ def run_round(way: Way, load: Level, number: int, settings: Settings) -> Sample:
     own, others = CpuMeter(), CpuMeter()
     with own.measuring(way.pids), others.measuring(way.helpers(), may_end=True):
         seen = run_client(task)
+        way.after()
     path_cpu_s = None
     if own.cpu_s is not None and others.cpu_s is not None:
         path_cpu_s = own.cpu_s + others.cpu_s

@@ -16,7 +16,7 @@ from rich.table import Table
 from loadtests.relay_bench.budgets import CLIENTS, Finding, Verdict
 from loadtests.relay_bench.engine import EngineRound
 from loadtests.relay_bench.figures import LevelFigures, Spread
-from loadtests.relay_bench.nouns import Sample
+from loadtests.relay_bench.nouns import SAMPLED, SILENT, TRACED, Sample
 
 SCHEMA_VERSION = 1
 STYLES = {Verdict.KEPT: "green", Verdict.MISSED: "bold red", Verdict.NOT_MEASURED: "yellow"}
@@ -102,6 +102,19 @@ def _latency(each: LevelFigures | None) -> str:
     return f"{each.added_p50_ms.median:.1f} / {p99}; {rate}"
 
 
+def telling_table(
+    figures: Sequence[LevelFigures], clients: int = CLIENTS
+) -> tuple[list[str], Rows]:
+    """What metrics, traces and the request log cost; no rows where it was not measured."""
+    header = [f"what telling costs, {clients} clients", "CPU us/token", "x telling nothing"]
+    rows = [
+        [each.way, spread_text(each.cpu_us_per_token, 1), spread_text(each.times_silent, 3)]
+        for each in figures
+        if each.clients == clients and each.way in (SILENT, TRACED, SAMPLED)
+    ]
+    return header, rows
+
+
 def spread_text(value: Spread | None, digits: int) -> str:
     """Median and range, or a dash for what was not measured."""
     if value is None:
@@ -120,6 +133,9 @@ def budget_table(findings: Sequence[Finding]) -> tuple[list[str], Rows]:
 
 def _tables(document: Document) -> list[tuple[list[str], Rows]]:
     tables = [cost_table(document.figures), latency_table(document.figures)]
+    telling = telling_table(document.figures)
+    if telling[1]:
+        tables.append(telling)
     if document.engine:
         rows = [
             [str(n), f"{each.direct_tokens_per_s:.1f}", f"{each.router_tokens_per_s:.1f}"]

@@ -11,7 +11,7 @@ from serve_app.domain.errors import ConfigError
 from serve_app.engines.engine import ASGIApp
 from serve_app.serving.relay import IngressRelay, Relay
 from serve_app.serving.router_app import RouterApp
-from serve_app.telemetry.meters import serve_meters
+from serve_app.telemetry.meters import Meters, serve_meters
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,12 +26,16 @@ class VariantRouter:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once, in the loop that serves requests, before `reconfigure`."""
         relay = self.make_relay(internal_token())
-        self._app = RouterApp(self._args, relay, serve_meters(), in_serve=True)
+        self._app = RouterApp(self._args, relay, self.make_meters(), in_serve=True)
         return self._app
 
     def make_relay(self, token: str) -> Relay:
         """The way to the variants."""
         return IngressRelay(self._args.ingress_url, token, self._args.connect_timeout_s)
+
+    def make_meters(self) -> Meters:
+        """What it counts and traces with."""
+        return serve_meters()
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve at the start and at every change of `user_config`.

@@ -205,7 +205,7 @@ def _set_aside(args: VariantArgs) -> dict[str, str]:
 
 async def _tell_death(engine: Engine, variant: str) -> None:
     """One line when the engine dies; Serve says no more than that its replica is unhealthy."""
-    while engine.alive:
+    while engine.alive:  # noqa: ASYNC110 - engines have no event for it
         await asyncio.sleep(ALIVE_INTERVAL_S)
     said = "it does not say why"
     try:

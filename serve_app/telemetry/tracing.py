@@ -116,10 +116,14 @@ class Spans:
         finally:
             span.end()
 
+    def flush(self) -> None:
+        """Send what is left now, for at most two seconds."""
+        self._provider.force_flush(_FLUSH_MS)
+
     def close(self) -> None:
-        """Send what is left, for at most two seconds."""
+        """Send what is left, and stop."""
         try:
-            self._provider.force_flush(_FLUSH_MS)
+            self.flush()
             self._provider.shutdown()
         except Exception:
             logger.exception("the last spans could not be sent")

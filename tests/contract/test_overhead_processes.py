@@ -16,8 +16,9 @@ from rich.console import Console
 from loadtests.relay_bench.client import Task, run
 from loadtests.relay_bench.cpu import CpuMeter, process_cpu_ns
 from loadtests.relay_bench.figures import figures
-from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Way
-from loadtests.relay_bench.overhead import Settings, measure
+from loadtests.relay_bench.nouns import DIRECT, HAPROXY, ROUTER, TRACED, Way
+from loadtests.relay_bench.otlp_sink import otlp_sink, spans_in
+from loadtests.relay_bench.overhead import Settings, level, measure, run_round
 from loadtests.relay_bench.peers import Peer, environment, install
 from loadtests.relay_bench.processes import (
     plain_haproxy,
@@ -31,6 +32,7 @@ from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import BuildError, InvalidRunError
 from serve_app.serving.ports import free_port
 from tests.fakes.raw_server import RawServer, answer, chunked
+from tests.fakes.serve_client import wait_until
 
 CHAT = "/v1/chat/completions"
 
@@ -168,6 +170,55 @@ def test_a_relay_that_dies_while_it_is_measured_is_no_measurement(tmp_path):
         assert meter.cpu_s == 0.0
         with pytest.raises(ProcessLookupError):
             process_cpu_ns(process.pid)
+
+
+BURNS_WHEN_TOLD = """
+import signal, time
+def burn(*_):
+    until = time.process_time() + 0.15
+    while time.process_time() < until: pass
+signal.signal(signal.SIGUSR1, burn)
+print('ready', flush=True)
+while True: signal.pause()
+"""
+
+
+def test_what_a_relay_puts_off_is_done_and_counted_in_its_round(tmp_path):
+    settings = Settings(
+        rounds=1, clients=(1,), tokens=3, ttft_ms=5, itl_ms=1, steps=False, peers=False,
+        engine=None, engine_config="",
+    )  # fmt: skip
+    log = tmp_path / "log"
+    with (
+        running([sys.executable, "-c", BURNS_WHEN_TOLD], log) as relay,
+        upstream(tmp_path, settings.ttft_ms, settings.itl_ms) as port,
+    ):
+        wait_until(lambda: log.read_text() == "ready\n", 10, "its handler is set")
+
+        def after() -> None:
+            before_ns = process_cpu_ns(relay.pid)
+            relay.send_signal(signal.SIGUSR1)
+            wait_until(lambda: process_cpu_ns(relay.pid) > before_ns + 1e8, 10, "it works")
+
+        way = Way(ROUTER, port, CHAT, (relay.pid,), after=after)
+        assert run_round(way, level(1, 3), 1, settings).cpu_s > 0.1
+
+
+def test_spans_are_counted_where_they_arrive(tmp_path):
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    with otlp_sink(tmp_path) as port:
+        provider = TracerProvider(resource=Resource.create({"service.name": TRACED}))
+        exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{port}")
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        for _ in range(5):
+            provider.get_tracer("test").start_span("route m").end()
+        assert provider.force_flush(5000)
+        assert spans_in(tmp_path) == {TRACED: 5}
+        provider.shutdown()
 
 
 def test_no_processes_cost_nothing_that_could_be_known():

@@ -54,7 +54,7 @@ async def long_stream(base_url: str, trace: str, begun: threading.Event) -> str:
 
 @pytest.mark.parametrize("victim", ["engine", "replica"])
 async def test_a_killed_engine_is_replaced_and_requests_go_on(serve, collector, victim):
-    trace = f"{0xdead + (victim == 'engine'):032x}"
+    trace = f"{0xDEAD + (victim == 'engine'):032x}"
     begun = threading.Event()
     stream = asyncio.create_task(long_stream(serve.base_url, trace, begun))
     (replica_pid,) = replica_pids("awq:VariantServer", serve.pid)
@@ -104,7 +104,9 @@ async def test_a_killed_engine_is_replaced_and_requests_go_on(serve, collector, 
     assert statuses[200, "fallback"] > 0, statuses
     # vLLM itself would end it in good order, with an error event and `[DONE]`.
     assert ended == "stream_broken"
-    expected = {"quantile-router", "quantile-variant"} if victim == "engine" else {"quantile-router"}
+    expected = (
+        {"quantile-router", "quantile-variant"} if victim == "engine" else {"quantile-router"}
+    )
     spans = collector.wait_for(
         lambda spans: expected <= {span.service for span in spans if span.trace == trace}
     )

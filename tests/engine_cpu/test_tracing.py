@@ -32,7 +32,9 @@ def test_a_trace_goes_from_the_client_through_router_and_variant_to_vllm(
     url = f"{serve.base_url}{CHAT}"
     assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
     spans = collector.wait_for(
-        lambda spans: {"quantile-router", "quantile-variant", "vllm"} == of_trace(spans, trace).keys()
+        lambda spans: (
+            {"quantile-router", "quantile-variant", "vllm"} == of_trace(spans, trace).keys()
+        )
     )
     found = of_trace(spans, trace)
     routed, served, generated = (

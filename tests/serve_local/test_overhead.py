@@ -7,22 +7,32 @@ import msgspec
 import pytest
 
 from loadtests.relay_bench.budgets import Verdict
-from loadtests.relay_bench.nouns import DEPLOYED, DIRECT, HANDLES, HAPROXY, ROUTER
+from loadtests.relay_bench.nouns import (
+    DEPLOYED,
+    DIRECT,
+    HANDLES,
+    HAPROXY,
+    ROUTER,
+    SAMPLED,
+    SILENT,
+    TRACED,
+)
 from loadtests.relay_bench.report import Document
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(160)]
 
 
 def test_one_small_round_of_every_way(tmp_path):
     load = ["--rounds", "1", "--clients", "2", "--clients", "16", "--tokens", "16"]
-    words = [*load, "--ttft-ms", "20", "--itl-ms", "5"]
+    words = [*load, "--ttft-ms", "20", "--itl-ms", "5", "--tracing"]
     command = [sys.executable, "-m", "loadtests.relay_bench", *words, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode in (0, 1), done.stderr
     document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
     assert done.returncode == any(each.verdict is Verdict.MISSED for each in document.findings)
     at = {(each.way, each.clients): each for each in document.figures}
-    ways = (DIRECT, HAPROXY, ROUTER, DEPLOYED, HANDLES)
+    telling = (SILENT, TRACED, SAMPLED)
+    ways = (DIRECT, HAPROXY, ROUTER, DEPLOYED, HANDLES, *telling)
     assert at.keys() == {(way, clients) for way in ways for clients in (2, 16)}
     for way in ways:
         assert at[way, 16].streams_per_s.median > 20, way
@@ -32,4 +42,9 @@ def test_one_small_round_of_every_way(tmp_path):
     assert cost[DIRECT] is None
     assert cost[ROUTER].median < cost[HANDLES].median
     assert at[DEPLOYED, 16].path_us_per_token.median > cost[DEPLOYED].median
-    assert "at most 2.5" in done.stdout
+    # That the spans arrived is a condition of its end. How much they cost is for longer runs.
+    assert at[SILENT, 16].times_silent.median == 1.0
+    for way in (TRACED, SAMPLED):
+        assert 0.5 < at[way, 16].times_silent.median < 2.0
+    for said in ("at most 2.5", "at most 1.1", "what telling costs"):
+        assert said in done.stdout

@@ -12,7 +12,10 @@ from loadtests.relay_bench.nouns import (
     HAPROXY,
     LITELLM,
     ROUTER,
+    SAMPLED,
     SGLANG,
+    SILENT,
+    TRACED,
     Sample,
 )
 from loadtests.relay_bench.overhead import MAX_REQUESTS, level
@@ -75,6 +78,18 @@ class TestFigures:
         assert found.cpu_us_per_token.median == pytest.approx(30.0)
         assert found.times_haproxy is None  # no HAProxy pass in this round
 
+    def test_what_telling_costs_is_taken_inside_its_round(self):
+        found = by_way(
+            [
+                sample(SILENT, 1, 50), sample(SILENT, 2, 500),
+                sample(TRACED, 1, 54), sample(TRACED, 2, 530), sample(DIRECT, 1),
+            ]
+        )  # fmt: skip
+        assert found[TRACED].times_silent == Spread(pytest.approx(1.07), 1.06, 1.08, 2)
+        assert found[SILENT].times_silent.median == 1.0
+        assert found[DIRECT].times_silent is None
+        assert by_way([sample(TRACED, 1, 54)])[TRACED].times_silent is None
+
     def test_levels_are_apart(self):
         samples = [sample(ROUTER, cpu_us=30), sample(ROUTER, cpu_us=20, clients=64)]
         assert by_way(samples)[ROUTER].cpu_us_per_token.median == pytest.approx(30)
@@ -91,14 +106,16 @@ class TestFigures:
         assert spread([]) is None
 
 
-def full_run(router_us=30.0, added_ms=1.0, peer_us=60.0, peer_ms=3.0, deployed_ms=2.0):
+def full_run(
+    router_us=30.0, added_ms=1.0, peer_us=60.0, peer_ms=3.0, deployed_ms=2.0, traced_us=31.9
+):
     ttft = {
         HAPROXY: 0.2, ROUTER: added_ms, DEPLOYED: deployed_ms, HANDLES: 5, LITELLM: 20,
-        SGLANG: peer_ms,
+        SGLANG: peer_ms, SILENT: 1, TRACED: 1, SAMPLED: 1,
     }  # fmt: skip
     cost = {
         HAPROXY: 20, ROUTER: router_us, DEPLOYED: router_us, HANDLES: 120, LITELLM: 1000,
-        SGLANG: peer_us,
+        SGLANG: peer_us, SILENT: 29, TRACED: traced_us, SAMPLED: 30,
     }  # fmt: skip
     samples = [sample(DIRECT)]
     return figures(samples + [sample(name, 1, cost[name], 50 + ttft[name]) for name in cost])
@@ -115,7 +132,7 @@ class TestBudgets:
     def test_all_kept(self):
         found = judge(full_run(), RATIO)
         assert {each.verdict for each in found} == {Verdict.KEPT}
-        assert len(found) == 10
+        assert len(found) == 12
 
     @pytest.mark.parametrize(
         ("changed", "missed"),
@@ -130,6 +147,7 @@ class TestBudgets:
             ),
             ({"peer_us": 29.0}, {"CPU us per token, below SGLang gateway"}),
             ({"peer_ms": 0.9}, {"added TTFT P50 ms, below SGLang gateway"}),
+            ({"traced_us": 32.0}, {f"CPU per token, x telling nothing: {TRACED}"}),
             ({"deployed_ms": 4.1}, {"the same behind Serve's ingress, ms"}),
             (
                 {"added_ms": 4.1, "peer_ms": 5.0},
@@ -150,6 +168,7 @@ class TestBudgets:
         found = verdicts(judge(figures(samples), None))
         assert found["CPU us per token, below LiteLLM proxy"] is Verdict.NOT_MEASURED
         assert found["a real engine's throughput, x direct"] is Verdict.NOT_MEASURED
+        assert found[f"CPU per token, x telling nothing: {TRACED}"] is Verdict.NOT_MEASURED
         assert found["CPU per token, x the HAProxy pass"] is Verdict.KEPT
 
     def test_without_the_level_of_the_budgets_nothing_is_kept(self):

@@ -1,6 +1,7 @@
 """What the relay benchmark prints and writes: gaps are shown, and everything can be read back."""
 
 import io
+import json
 
 import msgspec
 import pytest
@@ -9,7 +10,16 @@ from rich.console import Console
 from loadtests.relay_bench.budgets import Finding, Verdict, judge
 from loadtests.relay_bench.engine import EngineRound, of_direct
 from loadtests.relay_bench.figures import Spread, figures
-from loadtests.relay_bench.nouns import DIRECT, HAPROXY, ROUTER, Sample
+from loadtests.relay_bench.nouns import (
+    DIRECT,
+    HAPROXY,
+    ROUTER,
+    SAMPLED,
+    SILENT,
+    TRACED,
+    Sample,
+)
+from loadtests.relay_bench.otlp_sink import require_spans, spans_in
 from loadtests.relay_bench.peers import PEERS, environment, litellm_config
 from loadtests.relay_bench.report import (
     SCHEMA_VERSION,
@@ -21,8 +31,10 @@ from loadtests.relay_bench.report import (
     markdown,
     print_document,
     spread_text,
+    telling_table,
     write,
 )
+from serve_app.domain.errors import InvalidRunError
 
 
 def sample(way: str, number: int, clients: int, cpu_s: float | None, ttft_s: float) -> Sample:
@@ -83,6 +95,48 @@ def test_latencies_at_each_level_with_gaps_where_nothing_was_measured(document):
         [HAPROXY, "0.2 / 0.2; 10.0/s", "-"],
         [ROUTER, "1.5 / 2.0; 10.0/s", "4.0 / -; 10.0/s"],  # 60 samples have no P99
     ]
+
+
+def test_what_telling_costs_has_a_table_where_it_was_measured(document):
+    assert telling_table(document.figures)[1] == []
+    assert "what telling costs" not in markdown(document)
+    samples = [
+        sample(*each)
+        for each in [
+            (SILENT, 1, 16, 0.030, 0.051), (SILENT, 2, 16, 0.030, 0.051),
+            (TRACED, 1, 16, 0.032, 0.051), (TRACED, 2, 16, 0.033, 0.051),
+            (SAMPLED, 1, 16, 0.0315, 0.051), (SAMPLED, 2, 16, 0.0315, 0.051),
+        ]
+    ]  # fmt: skip
+    found = figures(samples)
+    assert telling_table(found)[1] == [
+        [SILENT, "30.0 (30.0-30.0)", "1.000 (1.000-1.000)"],
+        [TRACED, "32.5 (32.0-33.0)", "1.083 (1.067-1.100)"],
+        [SAMPLED, "31.5 (31.5-31.5)", "1.050 (1.050-1.050)"],
+    ]
+    assert "| what telling costs, 16 clients |" in markdown(
+        msgspec.structs.replace(document, figures=found)
+    )
+
+
+class TestSpans:
+    """The figures of traces are of traces that were sent, or none."""
+
+    def test_those_that_came_are_counted_by_service(self, tmp_path):
+        lines = [
+            json.dumps({"service": TRACED, "spans": 15}),
+            "a warning of gRPC's",
+            json.dumps({"service": SAMPLED, "spans": 1}),
+            json.dumps({"service": TRACED, "spans": 5}),
+        ]
+        (tmp_path / "otlp.log").write_text("\n".join(lines))
+        assert spans_in(tmp_path) == {TRACED: 20, SAMPLED: 1}
+        require_spans(tmp_path, [sample(TRACED, 1, 16, 0.03, 0.05)])
+
+    def test_without_them_there_is_no_figure(self, tmp_path):
+        (tmp_path / "otlp.log").write_text(json.dumps({"service": TRACED, "spans": 19}))
+        with pytest.raises(InvalidRunError, match="19 spans of 20 traced requests arrived"):
+            require_spans(tmp_path, [sample(TRACED, 1, 16, 0.03, 0.05)])
 
 
 def test_budgets_say_what_is_allowed_and_what_there_is():
