@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
             return messages.ExportTraceServiceResponse()
 
     server = grpc.server(ThreadPoolExecutor(1))
-    service.add_TraceServiceServicer_to_server(Sink(), server)
+    service.add_TraceServiceServicer_to_server(Sink(), server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"127.0.0.1:{argv[0]}")
     server.start()
     server.wait_for_termination()

@@ -10,6 +10,7 @@ from tests.fakes.serve_client import CHAT, chat, replica_pids
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 CLIENT = "b7ad6b7169203331"
 VLLM = "llm_request"
+SERVICES = ("quantile-router", "quantile-variant", "vllm")
 
 
 def of_trace(spans: list[Span], trace: str) -> dict[str, Span]:
@@ -31,15 +32,9 @@ def test_a_trace_goes_from_the_client_through_router_and_variant_to_vllm(
     headers = {"traceparent": f"00-{trace}-{CLIENT}-01", "x-request-id": request_id}
     url = f"{serve.base_url}{CHAT}"
     assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
-    spans = collector.wait_for(
-        lambda spans: (
-            {"quantile-router", "quantile-variant", "vllm"} == of_trace(spans, trace).keys()
-        )
-    )
+    spans = collector.wait_for(lambda spans: of_trace(spans, trace).keys() == set(SERVICES))
     found = of_trace(spans, trace)
-    routed, served, generated = (
-        found[each] for each in ("quantile-router", "quantile-variant", "vllm")
-    )
+    routed, served, generated = (found[each] for each in SERVICES)
     assert (routed.parent, served.parent, generated.parent) == (CLIENT, routed.id, served.id)
     assert descends(generated, served, spans) and descends(generated, routed, spans)
     assert not descends(served, generated, spans)
