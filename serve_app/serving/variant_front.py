@@ -7,6 +7,7 @@ with `x-request-timeout-ms` ends in time, in the engine too.
 """
 
 import hmac
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 from serve_app.domain.checkpoint import VariantCard
@@ -72,7 +73,7 @@ class VariantFront:
 
     async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._spans is None or scope["method"] != "POST":
-            await self._serve(scope, receive, self._marked(send))
+            await self._marked(scope, receive, send)
             return
         told = {
             "quantile.variant": self._card["name"],
@@ -81,8 +82,20 @@ class VariantFront:
         }
         with self._spans.request(scope, f"variant {self._card['name']}", told) as traced:
             span: RequestSpan | None = traced.get(SPAN)
-            to_client = send if span is None else _told(send, span)
-            await self._serve(traced, receive, self._marked(to_client))
+            await self._marked(traced, receive, send if span is None else _told(send, span))
+
+    async def _marked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve with the mark on the answer, or with a 503 where the engine dies before it begins.
+
+        Raises EngineError where it dies later.
+        """
+        marked = _Marked(self._engine, self._mark, send, self._say_dead)
+        try:
+            await self._serve(scope, receive, marked)
+        except Exception:
+            if marked.has_begun or self._engine.alive:
+                raise
+            await marked.die()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -102,38 +115,61 @@ class VariantFront:
     def _is_exposed(self, path: str) -> bool:
         return path.startswith(_PUBLIC_PREFIX) or path in _PUBLIC_PATHS or path == CARD_PATH
 
-    def _marked(self, send: Send) -> Send:
-        """Add the mark to the answer, unless the engine died before it began: that is a 503.
-
-        vLLM sends the head of a stream at once and, if its engine dies, an error as its first
-        event: so the head waits for the first bytes of the body. It says the same in the middle of
-        a stream and ends it in good order, with `[DONE]`, as if it were whole: so a stream whose
-        engine has died is cut (EngineError), which the router sees, counts, and tells its client.
-        """
-        head: Message | None = None
-        is_dead = False
-
-        async def marked(message: Message) -> None:
-            nonlocal head, is_dead
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), self._mark]
-                head = message
-                return
-            if head is not None:
-                first, head = head, None
-                is_dead = not self._engine.alive
-                await (self._say_dead(send) if is_dead else send(first))
-            elif not (is_dead or self._engine.alive):
-                name = self._card["name"]
-                raise EngineError(f"the engine of {name} died in the middle of an answer")
-            if not is_dead:
-                await send(message)
-
-        return marked
-
     async def _say_dead(self, send: Send) -> None:
         error = VariantUnavailableError(f"the engine of {self._card['name']} is dead")
         await send_error(send, error, [self._mark, _DEAD])
+
+
+class _Marked:
+    """Adds the mark to an answer, and keeps what a dead engine says from being taken for one.
+
+    vLLM sends the head of a stream at once and, if its engine dies, an error as its first event: so
+    the head waits for the first bytes of the body. It says the same in the middle of a stream and
+    ends it in good order, with `[DONE]`, as if it were whole: so a stream whose engine has died is
+    cut (EngineError), which the router sees, counts, and tells its client.
+    """
+
+    __slots__ = ("_engine", "_head", "_is_dead", "_mark", "_say_dead", "_send", "has_begun")
+
+    def __init__(
+        self,
+        engine: Engine,
+        mark: tuple[bytes, bytes],
+        send: Send,
+        say_dead: Callable[[Send], Awaitable[None]],
+    ) -> None:
+        self.has_begun = False
+        """Whether any of the engine's answer is on its way."""
+        self._engine = engine
+        self._mark = mark
+        self._send = send
+        self._say_dead = say_dead
+        self._head: Message | None = None
+        self._is_dead = False
+
+    async def die(self) -> None:
+        """The engine is dead, and its answer has not begun: say so, and nothing after it."""
+        if not self._is_dead:
+            self._is_dead = True
+            await self._say_dead(self._send)
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), self._mark]
+            self._head = message
+            return
+        if self._head is not None:
+            head, self._head = self._head, None
+            if self._engine.alive:
+                self.has_begun = True
+                await self._send(head)
+            else:
+                await self.die()
+        elif self.has_begun and not self._engine.alive:
+            name = self._mark[1].decode()
+            raise EngineError(f"the engine of {name} died in the middle of an answer")
+        if self.has_begun:
+            await self._send(message)
 
 
 def _told(send: Send, span: RequestSpan) -> Send:

@@ -148,6 +148,31 @@ async def test_a_stream_whose_engine_dies_before_its_first_byte_has_not_begun(va
     assert exchange.json["error"]["code"] == "variant_unavailable"
 
 
+@pytest.mark.parametrize("head_first", [True, False])
+async def test_an_engine_whose_death_is_an_exception_before_the_answer_is_503_too(
+    variant, head_first
+):
+    async def fails(scope, receive, send) -> None:
+        if head_first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        dies(variant)
+        raise EngineError("its process has ended")
+
+    variant.engine.app = fails
+    exchange = await variant.ask("/v1/completions", KNOWN)()
+    assert (exchange.status, exchange.headers["x-quantile-engine"]) == (503, "dead")
+    assert exchange.over
+
+
+async def test_what_a_living_engine_raises_is_its_own(variant):
+    async def fails(scope, receive, send) -> None:
+        raise EngineError("no")
+
+    variant.engine.app = fails
+    with pytest.raises(EngineError):
+        await variant.ask("/v1/completions", KNOWN)()
+
+
 async def test_a_stream_that_has_begun_is_cut_when_its_engine_dies(variant):
     """vLLM would end it with an error event and `[DONE]`, as if it were whole."""
     error = b'data: {"error": {}}\n\n'
