@@ -6,6 +6,9 @@ QUANTIZE_VENV := .venv-quantize
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-$(PROFILE)
 QUANTIZE_READY := $(QUANTIZE_VENV)/.ready-$(PROFILE)
+JOBS ?= $(shell nproc)
+# Tests that start nothing and time nothing: they may run side by side.
+FAST := tests/unit tests/architecture tests/weights
 CONFIG := configs/local$(if $(filter gpu,$(PROFILE)),-gpu).yaml
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Serve's HAProxy ingress: without these everything works, slower.
@@ -40,8 +43,9 @@ test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engine
 	.ci/install-browser
 	.ci/install-prometheus
 	.ci/install-kubectl
+	$(PY) -m pytest -n $(JOBS) $(FAST)
 	quantile reference build --all
-	$(PY) -m pytest
+	$(PY) -m pytest $(FAST:%=--ignore=%)
 
 family-table: setup ## every recipe made, gated, served, judged and timed, in one table: about 40 minutes
 	quantile family
@@ -50,7 +54,8 @@ pipeline: setup ## baseline, INT8, 4 bits, each validated, a recommendation, a c
 	quantile pipeline configs/pipelines/reference.yaml
 
 test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
-	$(PY) -m pytest tests/unit tests/architecture tests/contract
+	$(PY) -m pytest -n $(JOBS) $(FAST)
+	$(PY) -m pytest tests/contract
 
 test-gpu: $(READY) ## on one GPU, under 10 minutes, PROFILE=gpu: plan against bytes, starts, a killed neighbour
 	QUANTILE_GPU_TESTS_DEVICE=$${QUANTILE_GPU_TESTS_DEVICE:-gpu} $(PY) -m pytest tests/gpu -s

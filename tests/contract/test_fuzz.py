@@ -155,7 +155,6 @@ class Fuzz:
         @settings(
             max_examples=n,
             database=None,
-            deadline=None,
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )
@@ -174,7 +173,6 @@ class Fuzz:
         @settings(
             max_examples=n,
             database=None,
-            deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )

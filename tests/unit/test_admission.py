@@ -243,7 +243,7 @@ class Turns(RuleBasedStateMachine):
 
 
 TestTurns = Turns.TestCase
-TestTurns.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTurns.settings = hypothesis_settings(max_examples=60, stateful_step_count=40)
 
 
 @given(

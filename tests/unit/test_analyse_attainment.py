@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -71,7 +71,6 @@ def test_three_verdicts_and_their_reasons():
     assert judge(of(9, 9), 1.0)[0] is Verdict.INCONCLUSIVE  # and no number proves it
 
 
-@settings(deadline=None)  # two cores, shared
 @given(st.integers(2, 400), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_so_many_requests_decide_and_fewer_do_not(n, seen, target):
     share = of(round(n * seen), n)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -42,7 +42,6 @@ def compared(base, other, metric=P50, campaign=CAMPAIGN):
     return next(each for each in found if (each.metric, each.p) == metric)
 
 
-@settings(deadline=None)
 @given(logs)
 def test_paired_is_scipys_t(values):
     found = paired(values)
@@ -58,7 +57,6 @@ def test_paired_is_scipys_t(values):
     assert (ratio.low, ratio.high) == (math.exp(found.low), math.exp(found.high))
 
 
-@settings(deadline=None)
 @given(logs, logs)
 def test_welch_is_scipys(a, b):
     if min(np.std(a), np.std(b)) < 1e-6:
@@ -75,7 +73,6 @@ def test_sign_test_is_scipys(less, more):
     assert sign_test_p(less, more) == pytest.approx(want)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-99, 99).map(lambda i: i / 64), min_size=2, max_size=9))
 def test_sign_flips_are_scipys_permutation_test(values):
     want = scipy_stats.permutation_test(

@@ -421,7 +421,7 @@ OUTCOMES = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(sorted(OUTCOMES)), min_size=1, max_size=60),
     st.lists(st.sampled_from([0.0, 0.1, 1.0, 5.0]), min_size=1, max_size=10),

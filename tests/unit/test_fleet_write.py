@@ -449,7 +449,7 @@ def check_what_was_written(before: str, after: str, planned: dict) -> None:
     assert set_planned(after, planned) == after
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_usual_forms_take_the_numbers(data):
     before, names = data.draw(serve_files(common=True))
@@ -457,7 +457,7 @@ def test_the_usual_forms_take_the_numbers(data):
     check_what_was_written(before, set_planned(before, planned), planned)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_form_takes_exactly_the_numbers_or_is_refused(data):
     before, names = data.draw(serve_files(common=False))

@@ -69,7 +69,6 @@ def check(packing: Packing, demands):
 
 
 @given(st.integers(1, 2**40), st.lists(st.integers(1, 2**40), max_size=12))
-@settings(deadline=None)
 def test_what_ray_puts_together_fits_the_bytes(usable, needs):
     """Shares that sum to 10,000 at most, rounded up each, have bytes that fit the GPU."""
     needs = [min(need, usable) for need in needs]
@@ -83,7 +82,7 @@ def test_what_ray_puts_together_fits_the_bytes(usable, needs):
 
 
 @given(st.lists(SIZES, max_size=8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_up_to_eight_replicas_are_packed_best(sizes):
     packing = pack([demand(f"v{i}", s) for i, s in enumerate(sizes)], [Pool("L4", len(sizes))])
     assert packing.exact
@@ -92,7 +91,7 @@ def test_up_to_eight_replicas_are_packed_best(sizes):
 
 
 @given(st.lists(st.integers(1, 12), max_size=8), st.integers(12, 24))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_coarse_sizes_are_packed_best(sizes, capacity):
     """Small numbers meet at the edges far more often than basis points do."""
     best = fewest_by_trying(sizes, capacity)
@@ -172,7 +171,6 @@ def test_hard_triples_stay_within_the_bound():
 
 
 @given(st.lists(SIZES, max_size=30), st.lists(st.integers(0, GPU), max_size=10))
-@settings(deadline=None)
 def test_first_fit_is_first_fit(sizes, rooms):
     filled, left_over = first_fit_decreasing(sizes, rooms)
     free, expected = list(rooms), [[] for _ in rooms]
@@ -188,7 +186,6 @@ def test_first_fit_is_first_fit(sizes, rooms):
 
 
 @given(st.lists(st.integers(1, 40), max_size=8), st.integers(0, 60))
-@settings(deadline=None)
 def test_subset_sums_are_all_there_are(sizes, threshold):
     sums = {0}
     for size in sizes:
@@ -227,7 +224,7 @@ DEMANDS = st.lists(
 
 
 @given(DEMANDS, st.integers(0, 14), st.sampled_from([1, 2, 4]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_is_lost_doubled_or_too_much(demands, gpus, width):
     pools = [Pool("L4", gpus, gpus_per_node=width)]
     packing = pack(demands, pools)
@@ -241,7 +238,6 @@ def test_nothing_is_lost_doubled_or_too_much(demands, gpus, width):
 
 
 @given(DEMANDS, st.integers(0, 14), st.sampled_from([1, 2, 4]))
-@settings(deadline=None)
 def test_room_that_is_left_is_too_small_for_what_may_still_run(demands, gpus, width):
     packing = pack(demands, [Pool("L4", gpus, gpus_per_node=width)])
     placed, lacking = packing.replicas(), {u.name for u in packing.unplaced}

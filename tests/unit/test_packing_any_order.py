@@ -44,7 +44,7 @@ def refused(sizes, gpus, rule, random, churn):
 
 
 @given(st.lists(SIZES, min_size=1, max_size=10), st.sampled_from(sorted(RULES)), st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_order_and_no_rule_leaves_one_out(sizes, rule, seed):
     random = Random(seed)
     needed = any_order_gpus([demand(f"v{i}", s) for i, s in enumerate(sizes)], Pool("L4", 99)).gpus
@@ -54,7 +54,7 @@ def test_no_order_and_no_rule_leaves_one_out(sizes, rule, seed):
 
 
 @given(st.lists(SIZES, min_size=1, max_size=8), st.integers(0, 99), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_nor_does_one_replica_more_during_an_update(sizes, seed, data):
     random = Random(seed)
     demands = [demand(f"v{i}", s) for i, s in enumerate(sizes)]
@@ -80,7 +80,7 @@ def most_covered_by_trying(sizes, least):
 
 
 @given(st.lists(st.integers(1, 10).map(lambda n: n * 1_000), min_size=1, max_size=6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_one_gpu_fewer_is_not_enough(sizes):
     """The number is that of the worst case: as many GPUs too full as can be, then the last one."""
     worst = max(
@@ -103,7 +103,7 @@ def test_an_order_that_needs_more_than_the_packing():
 
 
 @given(st.lists(SIZES, min_size=SEARCHED_REPLICAS + 1, max_size=25), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_many_replicas_have_a_bound_that_holds(sizes, seed):
     random = Random(seed)
     needed = any_order_gpus([demand(f"v{i}", s) for i, s in enumerate(sizes)], Pool("L4", 99)).gpus
@@ -209,7 +209,7 @@ def stranded(replicas, gpus, width, random, churn):
     st.integers(0, 3),
     st.integers(0, 99),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_guaranteed_happens_on_nodes_of_several_gpus(replicas, width, nodes, seed):
     random = Random(seed)
     replicas = [(size, team) for size, team in replicas if team <= width]

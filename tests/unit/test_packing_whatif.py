@@ -42,7 +42,7 @@ def test_teams_need_wide_nodes():
 
 
 @given(st.lists(SIZES, max_size=8), SIZES, st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_as_many_more_as_said_fit_and_not_one_more(sizes, size, gpus):
     demands = [demand(f"v{i}", s) for i, s in enumerate(sizes)]
     packing = pack(demands, [Pool("L4", gpus)])
@@ -61,7 +61,6 @@ def test_more_of_a_team_counts_whole_nodes():
 
 
 @given(DEMANDS, st.integers(0, 9), st.sampled_from([1, 2, 4]))
-@settings(deadline=None)
 def test_room_for_each_is_what_each_alone_is_told(demands, gpus, width):
     packing = pack(demands, [Pool("L4", gpus, gpus_per_node=width)])
     homes = [d for use in packing.types for d in use.demands]

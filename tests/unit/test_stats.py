@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -27,13 +27,11 @@ percentile = st.sampled_from(PERCENTILES)
 INF = math.inf
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(finite, st.just(INF)), min_size=1, max_size=400), percentile)
 def test_nearest_rank_is_numpys_inverted_cdf(samples, p):
     assert nearest_rank(sorted(samples), p) == np.quantile(samples, p, method="inverted_cdf")
 
 
-@settings(deadline=None)
 @given(st.lists(finite, min_size=20, max_size=400), percentile)
 def test_a_percentile_is_a_sample_inside_its_interval(samples, p):
     q = quantile(samples, p)
@@ -58,7 +56,6 @@ def test_smallest_samples_are_those_from_which_a_sample_lies_above():
     assert quantile([1.0] * 39, 0.975).reason == "need n >= 40, have 39"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 30))
 def test_failures_are_infinite_samples(n_failures):
     q = quantile([1.0] * 970 + [INF] * n_failures, 0.99)
@@ -89,7 +86,6 @@ def test_a_two_sided_interval_exists_from_the_known_sample_size_on(p, smallest):
     assert None in interval_ranks(smallest - 1, p)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), percentile)
 def test_interval_ranks_cover_with_the_stated_confidence_and_no_more(n, p):
     lower, upper = interval_ranks(n, p)
@@ -328,7 +324,6 @@ def test_intervals_that_disagree_much_are_noted():
 SHAPE = st.floats(0.3, 5000)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), SHAPE, SHAPE)
 def test_beta_cdf_is_scipys(x, a, b):
     assert distributions.beta_cdf(x, a, b) == pytest.approx(
@@ -336,7 +331,6 @@ def test_beta_cdf_is_scipys(x, a, b):
     )
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 0.999), st.floats(0.6, 500))
 def test_t_quantile_is_scipys(q, df):
     want = scipy_stats.t.ppf(q, df)
@@ -344,7 +338,6 @@ def test_t_quantile_is_scipys(q, df):
     assert distributions.t_cdf(want, df) == pytest.approx(q, rel=1e-8)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2000), st.floats(0, 1))
 def test_clopper_pearson_is_scipys(n, share):
     k = round(n * share)
@@ -353,7 +346,6 @@ def test_clopper_pearson_is_scipys(n, share):
     assert have == pytest.approx((want.low, want.high), rel=1e-7, abs=1e-10)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 80), st.integers(1, 80))
 def test_fisher_is_scipys(k_a, n_a, k_b, n_b):
     k_a, k_b = min(k_a, n_a), min(k_b, n_b)

@@ -168,7 +168,7 @@ class TestDownload:
         with pytest.raises(CheckpointError, match=r"cannot write to .*: No space left on device"):
             pull(MemorySource(CONTENT), tmp_path / "w")
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(seed=st.integers(0, 1 << 30))
     def test_whatever_breaks_when_no_byte_is_asked_for_twice(self, seed, tmp_path_factory):
         rng = Random(seed)

@@ -17,9 +17,7 @@ from serve_app.quantize.layouts.shards import INDEX, write_tensors
 from tests.fakes.linear_layers import write_checkpoint
 
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
-examples = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+examples = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def packed(name: str = UP, n: int = 32, k: int = 64, **more) -> dict:
