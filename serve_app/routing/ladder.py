@@ -127,6 +127,8 @@ class GateReadings:
     """Time since this gate or one above it moved, without that in which a rung had more in flight
     than its limit: what was turned away then tells of the queue from before, not of the load."""
     evidence_offered: float = 0.0
+    mean_in_flight: float = 0.0
+    """In that time."""
     wanted: float = 0.0
     """Requests in that time that might have gone further down; and those that `keep_bp` kept."""
     turned: float = 0.0

@@ -74,6 +74,7 @@ class _Rung:
         """Running mean of its answers."""
         self._area, self._area_at_s = 0.0, now_s
         """Integral of `in_flight` over time, and up to when."""
+        self._area_read = 0.0
         self._begins = [(-1, 0, 0.0)] * _BEGIN_SLOTS
 
     def start(self, now_s: float) -> None:
@@ -93,11 +94,15 @@ class _Rung:
         self._area += self.in_flight * (now_s - self._area_at_s)
         self._area_at_s = now_s
 
-    def read(self) -> tuple[int, int, int, int]:
-        """Peak, at first, started past the gate and ended, since the last call."""
-        seen = (self.peak, self.at_first, self.started - self.moved_here, self.ended)
+    def read(self, now_s: float) -> tuple[int, int, int, int, float]:
+        """Peak, at first, started past the gate, ended, and the integral of in flight over time:
+        since the last call."""
+        self._advance(now_s)
+        area = self._area - self._area_read
+        seen = (self.peak, self.at_first, self.started - self.moved_here, self.ended, area)
         self.peak = self.at_first = self.in_flight
         self.moved_here = self.started = self.ended = 0
+        self._area_read = self._area
         return seen
 
     def depth_at(self, began_s: float) -> int | None:
@@ -138,6 +143,8 @@ class _Interval:
     past: int
     """Started without having come through the gate: pinned requests, say."""
     ended: int
+    area: float
+    """Requests in flight times seconds."""
 
 
 class LadderMeter:
@@ -225,7 +232,7 @@ class LadderMeter:
         self._routed.clear()
         is_draining = False
         for index, (gate, intervals) in enumerate(zip(state.gates, self._intervals, strict=True)):
-            peak, at_first, past, ended = self._rungs[gate.variant].read()
+            peak, at_first, past, ended, area = self._rungs[gate.variant].read(now_s)
             is_draining |= gate.limit is not None and peak > gate.limit
             intervals.append(
                 _Interval(
@@ -239,6 +246,7 @@ class LadderMeter:
                     at_first=at_first,
                     past=past,
                     ended=ended,
+                    area=area,
                 )
             )
             while intervals[0].end_s <= now_s - _MOST_EVIDENCE_S:
@@ -254,6 +262,7 @@ class LadderMeter:
         # by how full it was at first: an end makes it less full, and would leave itself uncounted
         last = seen[-1]
         is_full = gate.limit is not None and last.at_first >= _FULL * gate.limit
+        evidence_s = sum(each.length_s for each in recent)
         rung = self._rungs[gate.variant]
         told = [times.since(gate.limit_since_s, now_s) for times in (rung.ttft, rung.tpot)]
         deep, slow, depth = max(map(_deep, told), key=lambda found: found[1])
@@ -263,8 +272,9 @@ class LadderMeter:
             peak_in_flight=max(each.peak for each in seen),
             offered=sum(each.offered for each in seen),
             duration_s=rung.duration_s,
-            evidence_s=sum(each.length_s for each in recent),
+            evidence_s=evidence_s,
             evidence_offered=sum(each.offered for each in recent),
+            mean_in_flight=sum(each.area for each in recent) / evidence_s if evidence_s else 0.0,
             wanted=sum(each.wanted for each in recent),
             turned=sum(each.turned for each in recent),
             turned_in_window=sum(each.turned for each in seen),

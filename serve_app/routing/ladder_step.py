@@ -13,10 +13,11 @@ Two loops, one inside the other:
   chance, and the gate keeps less, so that sessions move once and not to and fro. What is turned
   away while a queue from before drains does not count, and a move down takes the evidence of more
   time than an answer takes: the gates do the work meanwhile. It keeps more again only when the
-  rate that reaches it would leave the rung at 85 % of what it was seen to carry, both with the
-  statistical doubt of their counts on the safe side. This margin is the hysteresis. The best rung
-  comes back first: while it does not keep all, those below it do not move up, or the whole ladder
-  would swing; unless a rung below misses the SLO, which a rung with room above it can help.
+  rate that reaches it would leave the rung at 85 % of what it was seen to carry, or no more than
+  half full on average, all with the statistical doubt of their counts on the safe side. This margin
+  is the hysteresis. The best rung comes back first: while it does not keep all, those below it do
+  not move up, or the whole ladder would swing; unless a rung below misses the SLO, which a rung
+  with room above it can help.
 """
 
 import math
@@ -168,6 +169,20 @@ def _lower(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) -> 
     return max(round(kept_bp), gate.keep_bp - rules.down_bp, 0)
 
 
+def _half_full_bp(rules: LadderRules, gate: Gate, limit: int, seen: GateReadings) -> float:
+    """With which share the rung would be half full on average, by how full it is; 0: not known.
+
+    What it carried while it was full may be long ago, and no longer true: engines that shared its
+    device have gone quiet, say, or it has more replicas.
+    """
+    is_due = seen.evidence_s >= max(rules.up_dwell_s, seen.duration_s or 0.0)
+    taken = seen.wanted - seen.turned
+    if not is_due or taken <= 0 or not seen.mean_in_flight:
+        return 0.0
+    most = seen.wanted + _Z * math.sqrt(seen.wanted) + 1
+    return gate.keep_bp * limit / 2 / (seen.mean_in_flight * most / taken)
+
+
 def _can_help(gate: Gate, seen: GateReadings) -> bool:
     """Whether a cheaper rung misses the SLO while this one has been far from full."""
     return seen.below_misses and (
@@ -189,6 +204,8 @@ def _higher(rules: LadderRules, gate: Gate, seen: GateReadings, now_s: float) ->
     if gate.limit is None or seen.peak_in_flight <= gate.limit / 2:
         # it was never even half full: whatever its capacity was thought to be, there is more
         room_bp = max(room_bp, gate.keep_bp + rules.up_bp)
+    else:
+        room_bp = max(room_bp, _half_full_bp(rules, gate, gate.limit, seen))
     wanted_bp = min(room_bp, gate.keep_bp + rules.up_bp, BP_TOTAL)
     worth_bp = gate.keep_bp * (BP_TOTAL + rules.hysteresis_bp) / BP_TOTAL
     return round(wanted_bp) if wanted_bp >= min(BP_TOTAL, worth_bp) else None

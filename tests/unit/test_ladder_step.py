@@ -227,6 +227,35 @@ def test_a_rung_of_unknown_capacity_comes_back_by_being_half_empty():
     assert after(state(unknown, Gate("int8")), more, CALM).gates[0].keep_bp == 4000
 
 
+def test_a_rung_that_carries_more_than_it_did_comes_back_until_it_is_half_full():
+    """Its device was shared when it was full: 1 per second then, and 1 in flight for 4 now."""
+    slower = shed(full_s=60.0, full_ended=60.0)
+    seen = replace(
+        CALM, offered=100, peak_in_flight=6, evidence_s=10.0, wanted=40, mean_in_flight=1.0
+    )
+    assert after(state(slower, Gate("int8")), seen, CALM).gates[0].keep_bp == 6500
+    fuller = replace(seen, mean_in_flight=3.0)
+    by_half = 4000 * 5 / (3.0 * (40 + 1.645 * 40**0.5 + 1) / 40)
+    assert after(state(slower, Gate("int8")), fuller, CALM).gates[0].keep_bp == round(by_half)
+
+
+@pytest.mark.parametrize(
+    ("why", "changes"),
+    [
+        ("it is nearly half full as it is", {"mean_in_flight": 3.6}),
+        ("as it would be, had it taken all that it was to keep", {"turned": 30}),
+        ("an answer takes longer than it was looked at", {"duration_s": 11.0}),
+        ("it has had nothing to do", {"wanted": 0.0, "mean_in_flight": 0.0}),
+    ],
+)
+def test_a_rung_that_may_be_half_full_does_not(why, changes):
+    slower = shed(full_s=60.0, full_ended=60.0)
+    seen = replace(
+        CALM, offered=100, peak_in_flight=6, evidence_s=10.0, wanted=40, mean_in_flight=1.0
+    )
+    assert after(state(slower, Gate("int8")), replace(seen, **changes), CALM).changes == 0, why
+
+
 def test_the_best_rung_comes_back_first():
     lower = replace(shed(), variant="int8")
     idle, busy = replace(CALM, peak_in_flight=1), replace(CALM, offered=200, peak_in_flight=10)

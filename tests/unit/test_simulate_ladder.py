@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.config.ladder import LadderConfig
+from serve_app.simulate.curves import ServiceCurve
 from serve_app.simulate.measured import read_curves
 from serve_app.simulate.study import Question, answer, capacity_per_s
 from serve_app.simulate.trace import Tokens, burst, draw
@@ -103,6 +104,28 @@ def test_on_one_device_a_variant_that_is_no_faster_cannot_help():
     """At batch 8 the cheap variants of these curves are slower; who shares a device should know."""
     found = asked("square", 1, shares_device=True, replicas=1)
     assert found.gain < 3
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_on_one_device_cheaper_variants_help_and_the_best_comes_back_to_what_it_carries_alone(seed):
+    """While the rungs share the device the best carries a quarter of what it does by itself: what
+    it was seen to carry in the burst must not keep its share down once the burst is over."""
+    curves = (
+        ServiceCurve("bf16", ((1, 0.0032), (2, 0.0034)), 0.003, 2),
+        ServiceCurve("int8", ((1, 0.0034), (4, 0.0044), (16, 0.0074)), 0.003, 16),
+        ServiceCurve("q4", ((1, 0.0004), (4, 0.0012), (16, 0.004)), 0.001, 16),
+    )
+    config = LadderConfig(rungs=("bf16", "int8", "q4"), ttft_p95_ms=600)
+    tokens = Tokens(48, 80)
+    capacity = capacity_per_s(curves, config, tokens.mean, {})["bf16"]
+    trace = draw(burst("square", capacity, 2.0, 0.5, 40.0), tokens, seed)
+    quality = {"bf16": 1.0, "int8": 0.996, "q4": 0.994}
+    found = answer(Question(config, curves, quality, trace, {}, shares_device=True))
+    assert found.gain >= 10
+    assert found.ladder.turns == 1
+    shares = [shares_bp["bf16"] for _, shares_bp in found.played.shares]
+    assert min(shares) < 4000
+    assert shares[-1] == 10_000
 
 
 def test_the_same_question_has_the_same_answer():
