@@ -1,7 +1,8 @@
-"""A simulation as a picture: load, shares, P95 of TTFT and expected quality over time."""
+"""A load as a picture: requests, shares, P95 of TTFT and expected quality over time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,50 @@ _MUTED, _BAD = "#6b6b75", "#c02030"
 _SLICES = 60
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What is drawn: one load under a ladder and under a fixed choice, simulated or real."""
+
+    rungs: Sequence[str]
+    """Best first."""
+    quality: Mapping[str, float]
+    ttft_limit_s: float | None
+    """None: no limit."""
+    ladder: Played
+    fixed: Played
+    fixed_name: str
+
+
 def draw(question: Question, found: Answer, path: Path) -> None:
+    """Write the picture of a simulation to `path`. Raises ConfigError as `draw_scene` does."""
+    draw_scene(
+        Scene(
+            rungs=question.config.rungs,
+            quality=question.quality,
+            ttft_limit_s=question.limits().ttft_s,
+            ladder=found.played,
+            fixed=found.played_fixed,
+            fixed_name=found.fixed.name,
+        ),
+        path,
+    )
+
+
+def draw_scene(scene: Scene, path: Path) -> None:
     """Write the picture to `path`; the format follows its suffix (PNG, SVG, PDF).
 
     Raises ConfigError for a path that cannot be written, or a suffix that is none of these.
     """
     from matplotlib.figure import Figure
 
-    end_s = max(each.at_s for each in question.trace)
+    end_s = max(job.arrived_s for job in scene.ladder.jobs)
     slice_s = max(1.0, end_s / _SLICES)
     figure = Figure(figsize=(9.6, 8.4), layout="constrained")
     load, shares, ttft, quality = figure.subplots(4, 1, sharex=True)
-    rungs = question.config.rungs
-    _draw_load(load, found.played, rungs, slice_s)
-    _draw_shares(shares, found.played, rungs, end_s)
-    _draw_ttft(ttft, question, found, slice_s)
-    _draw_quality(quality, question, found, slice_s)
+    _draw_load(load, scene.ladder, scene.rungs, slice_s)
+    _draw_shares(shares, scene.ladder, scene.rungs, end_s)
+    _draw_ttft(ttft, scene, slice_s)
+    _draw_quality(quality, scene, slice_s)
     quality.set_xlabel("seconds")
     quality.set_xlim(0, end_s)
     for axes in (load, shares, ttft, quality):
@@ -68,11 +97,11 @@ def _draw_shares(axes: Any, played: Played, rungs: Sequence[str], end_s: float) 
     axes.set_title("the ladder's shares, %", loc="left", fontsize=9)
 
 
-def _draw_ttft(axes: Any, question: Question, found: Answer, slice_s: float) -> None:
-    limit_s = question.limits().ttft_s
+def _draw_ttft(axes: Any, scene: Scene, slice_s: float) -> None:
+    limit_s = scene.ttft_limit_s
     for played, name, colour in (
-        (found.played_fixed, found.fixed.name, _MUTED),
-        (found.played, "ladder", COLOURS[0]),
+        (scene.fixed, scene.fixed_name, _MUTED),
+        (scene.ladder, "ladder", COLOURS[0]),
     ):
         slices = _slices(played, slice_s)
         p95s = [rank([job.ttft_s for job in jobs], 0.95) for jobs in slices]
@@ -85,17 +114,17 @@ def _draw_ttft(axes: Any, question: Question, found: Answer, slice_s: float) -> 
     axes.set_title("TTFT P95 of requests by their arrival, ms", loc="left", fontsize=9)
 
 
-def _draw_quality(axes: Any, question: Question, found: Answer, slice_s: float) -> None:
-    slices = _slices(found.played, slice_s)
+def _draw_quality(axes: Any, scene: Scene, slice_s: float) -> None:
+    slices = _slices(scene.ladder, slice_s)
     at_s = [(index + 0.5) * slice_s for index in range(len(slices))]
     means = [
-        sum(question.quality[job.variant] for job in jobs) / len(jobs) if jobs else math.nan
+        sum(scene.quality[job.variant] for job in jobs) / len(jobs) if jobs else math.nan
         for jobs in slices
     ]
     axes.plot(at_s, means, label="ladder", color=COLOURS[0])
-    for index, name in enumerate(question.config.rungs):
+    for index, name in enumerate(scene.rungs):
         colour = COLOURS[index % len(COLOURS)]
-        axes.axhline(question.quality[name], color=colour, linewidth=0.8, linestyle=":")
+        axes.axhline(scene.quality[name], color=colour, linewidth=0.8, linestyle=":")
     axes.set_title("expected quality (dotted: each variant's)", loc="left", fontsize=9)
 
 

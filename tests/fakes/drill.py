@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -134,31 +134,48 @@ class Driver:
                 await asyncio.sleep(max(0.0, start_s + number * self._gap_s - time.monotonic()))
 
     async def _ask(self, sent: Sent, number: int) -> None:
+        sent.fate, sent.detail = await exchange(
+            self._session,
+            self._url,
+            self._body(sent, number),
+            sent,
+            lambda status, received: fate(status, received, sent.streams, self._n_tokens),
+        )
+
+    def _body(self, sent: Sent, number: int) -> dict[str, Any]:
         message = {"role": "user", "content": f"drill {number}"}
-        body = {
+        return {
             "model": self._model,
             "messages": [message],
             "max_tokens": self._n_tokens,
             "temperature": 0,
             "stream": sent.streams,
         }
-        received = bytearray()
-        try:
-            async with self._session.post(self._url, json=body) as answer:
-                sent.status = answer.status
-                sent.variant = answer.headers.get("x-variant")
-                sent.reason = answer.headers.get("x-route-reason")
-                async for piece in answer.content.iter_any():
-                    if sent.first_s is None:
-                        sent.first_s = time.monotonic()
-                    received += piece
-        except (aiohttp.ClientError, TimeoutError) as error:
-            sent.detail = repr(error)
-        else:
-            sent.fate, sent.detail = fate(
-                sent.status, bytes(received), sent.streams, self._n_tokens
-            )
+
+
+async def exchange(
+    session: aiohttp.ClientSession,
+    url: str,
+    body: dict[str, Any],
+    sent: Sent,
+    judge: Callable[[int, bytes], tuple[Fate, str]],
+) -> tuple[Fate, str]:
+    """Ask, and write into `sent` when what came; what became of it, with the reason, by `judge`."""
+    received = bytearray()
+    try:
+        async with session.post(url, json=body) as answer:
+            sent.status = answer.status
+            sent.variant = answer.headers.get("x-variant")
+            sent.reason = answer.headers.get("x-route-reason")
+            async for piece in answer.content.iter_any():
+                if sent.first_s is None:
+                    sent.first_s = time.monotonic()
+                received += piece
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return Fate.FAILED, repr(error)
+    finally:
         sent.end_s = time.monotonic()
+    return judge(sent.status, bytes(received))
 
 
 def fate(status: int | None, body: bytes, streams: bool, n_tokens: int) -> tuple[Fate, str]:
