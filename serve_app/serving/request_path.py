@@ -163,6 +163,7 @@ class RequestPath:
             parsed_s = self._clock() - watch.arrived_s
             ticket = await self._admission.enter(principal, head.need(len(body), assumed))
         try:
+            parse_model(head.model, self.rules())  # which may have changed while it waited
             served = self._served[alias]
             caller = _caller(head, scope, served.rules, ticket)
             asked = _Asked(scope, body, served, caller, pin, ticket, watch, deadline_s, parsed_s)

@@ -93,6 +93,34 @@ async def test_an_alias_that_is_gone_is_not_served_any_more(router):
     assert list((await router.status())["aliases"]) == ["m"]
 
 
+@pytest.mark.parametrize(
+    ("model", "rules", "expected"),
+    [
+        ("fast", {}, (404, "model_not_found")),
+        ("m@c", {"split": {"a": 10_000, "new": 0}}, (404, "model_not_found")),
+        ("m", {"split": {"a": 0, "b": 10_000}}, (200, ("b", "weighted"))),
+    ],
+)
+async def test_a_request_that_waited_for_a_place_is_answered_by_the_rules_of_its_turn(
+    router, model, rules, expected
+):
+    one_at_a_time = {"max_in_flight": 1, "max_wait_s": 5}
+    router.configure(admission=one_at_a_time, aliases={"fast": {"split": {"c": 10_000}}})
+    held = Held(router, "a")
+    first = asyncio.ensure_future(router.chat())
+    await until(lambda: router.relay.asked == ["a"])
+    waiting = asyncio.ensure_future(router.chat(model=model))
+    await until(lambda: router.app._path.view()["router"]["waiting"] == 1)
+    router.configure(admission=one_at_a_time, **rules)
+    held.go_on.set()
+    answer = await waiting
+    told = answer.route if answer.status == 200 else answer.json["error"]["code"]
+    assert (answer.status, told) == expected
+    assert (await first).status == 200
+    standing = router.app._path.view()["router"]
+    assert (standing["in_flight"], standing["waiting"]) == (0, 0)
+
+
 async def test_a_cohort_is_routed_by_its_header(router):
     router.configure(
         cohorts=[{"name": "trial", "headers": {"X-Tier": ["trial"]}, "split": {"c": 10_000}}]
