@@ -37,6 +37,8 @@ class Site:
     """Of each stage's evidence."""
     made: Mapping[str, MadeVariant]
     """The variants that stages before this one made."""
+    is_anew: bool = False
+    """Asked for again by name: nothing that was asked before counts."""
 
 
 def carry_out(stage: Stage, site: Site) -> Findings:
@@ -64,6 +66,7 @@ def _try(stage: Trial, site: Site) -> Findings:
         folder / SERVE_YAML, site.file, variants, asked.shares_bp if asked else None
     )
     split, quality, load = None, None, None
+    taken: tuple[str, ...] = ()
     log = folder / SERVE_LOG
     with site.tools.staged(folder / SERVE_YAML, log, pipeline.ready_timeout_s) as base_url:
         if asked is not None:
@@ -71,12 +74,14 @@ def _try(stage: Trial, site: Site) -> Findings:
             _keep(folder / SPLIT_JSON, split)
         if isinstance(stage, Validate):
             settings = site.file.evaluations[stage.name]
-            take_answers(names, settings, _evaluated_before(stage, site), folder / QUALITY)
+            if not site.is_anew:
+                earlier = _evaluated_before(stage, site)
+                taken = take_answers(names, settings, earlier, folder / QUALITY)
             report = site.tools.evaluate(settings, pipeline.model, names, folder / QUALITY)
             quality = quality_of(report)
         if stage.campaign is not None and not _is_lost(split, quality):
             load = _load(stage, site, variants)
-    return Findings(load=load, quality=quality, split=split)
+    return Findings(load=load, quality=quality, split=split, taken_over=taken)
 
 
 def _evaluated_before(stage: Validate, site: Site) -> dict[Path, tuple[tuple[str, ...], Settings]]:

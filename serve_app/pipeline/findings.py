@@ -137,3 +137,5 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     quality: tuple[JudgedVariant, ...] | None = None
     split: Split | None = None
     recommended: Recommended | None = None
+    taken_over: tuple[str, ...] = ()
+    """Variants whose answers an earlier validation had asked for, the same questions."""

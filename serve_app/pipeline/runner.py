@@ -108,7 +108,7 @@ def run_pipeline(
             preflight(file, _left(steps, first.name, asked.stop_after))
             shutil.copyfile(file.path, out / PIPELINE_YAML)
         while (decision := run.decide(asked)).do is Do.RUN:
-            run.carry_out(decision)
+            run.carry_out(decision, is_anew=decision.name in asked.again)
         kept = {name: run.state.stages[name] for name in decision.kept}
         return PipelineResult(file, out, steps, kept, decision)
 
@@ -155,7 +155,7 @@ class _Run:
         position = Position(stages, broken, asked.again, self._fresh, asked.stop_after)
         return decide(self._steps, position)
 
-    def carry_out(self, decision: Decision) -> None:
+    def carry_out(self, decision: Decision, *, is_anew: bool) -> None:
         """Run one stage and write down what came of it."""
         name = decision.name
         number = list(self._folders).index(name) + 1
@@ -165,7 +165,8 @@ class _Run:
         folder = self._folders[name]
         fresh_folder(folder, self._out)
         began, started_at = self._clock.monotonic(), self._clock.utc()
-        site = Site(self._file, self._out, self._tools, self._folders, self._made(decision.kept))
+        made = self._made(decision.kept)
+        site = Site(self._file, self._out, self._tools, self._folders, made, is_anew)
         findings, fault = None, None
         try:
             findings = carry_out(self._file.stage(name), site)

@@ -83,6 +83,9 @@ def _stage_row(line: StageLine) -> tuple[Cell, ...]:
         text = "; ".join(map(objection, line.outcome.objections)) or "every gate was passed"
         if line.outcome.is_accepted and line.outcome.objections:
             said += " (accepted)"
+        if line.record is not None and line.record.findings and line.record.findings.taken_over:
+            names = ", ".join(line.record.findings.taken_over)
+            text += f"; answers of {names} are those of the validation before"
     elif line.record is not None:
         text = line.record.error or "-"
     seconds = "-" if line.record is None else f"{line.record.wall_s:,.0f}"

@@ -136,6 +136,12 @@ def test_what_one_validation_asked_the_next_does_not_ask_again(finished):
     assert finished.tools.answered == [set(), {"baseline", "int8"}]
 
 
+def test_asked_for_again_it_asks_everything_anew(bench):
+    bench.run()
+    bench.run(Asked(again=["validate-4-bit"]))
+    assert bench.tools.answered[-1] == set()
+
+
 def test_inconclusive_goes_on_where_the_file_says_so(tmp_path):
     bench = Bench(tmp_path, Script(quality={"int8": Verdict.INCONCLUSIVE}))
     assert bench.run().exit_status == 3
