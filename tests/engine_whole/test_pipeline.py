@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fakes.browser import chromium_browser
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 STAGES = ["baseline", "measure", "int8", "validate-int8", "4-bit", "validate-4-bit", "recommend"]
@@ -113,6 +115,20 @@ def test_the_checklist_is_filled_in(whole):
     for item in items.values():
         for path in item["evidence"]:
             assert (out / path).is_file(), path
+
+
+def test_its_report_opens_in_a_browser_without_errors(whole, tmp_path):
+    out, _ = whole
+    with chromium_browser(tmp_path / "profile") as browser:
+        browser.open(out / "pipeline.html")
+        assert not [line for line in browser.console() if line["level"] == "SEVERE"]
+        assert browser.ask("document.querySelectorAll('#checklist tbody tr').length") == 8
+
+
+def test_the_last_validation_asks_only_who_is_new(whole):
+    out, _ = whole
+    findings = state(out)["stages"]["validate-4-bit"]["findings"]
+    assert findings["taken_over"] == ["baseline", "int8"]
 
 
 def test_the_split_was_that_of_the_file(whole):
