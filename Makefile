@@ -24,6 +24,8 @@ export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S ?= 3600
 export RAY_SERVE_PORT_QUARANTINE_S ?= 150
 # The same authentication for `serve run` and for the commands that talk to it.
 export RAY_AUTH_MODE ?= token
+# Where the console looks for the last campaign and rollout.
+export QUANTILE_REPORTS_DIR ?= $(CURDIR)/reports
 
 .PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts test-gate check format bench-relay bench-load bench-plan cluster-check drill-store bench-store clean
 
