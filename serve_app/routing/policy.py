@@ -1,7 +1,8 @@
 """The routing decision: pure, so that it can be tested, simulated and explained.
 
 In this order: a pin; the cohort's split or everybody's, sticky where there is a session; the
-precision ladder, which moves what the split gave to its best variant; the fallback order.
+precision ladder, which moves what the split gave to its best variant; the fallback order. The floor
+of a cohort binds all but the pin: what a split gives below it goes to the floor itself.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,12 +26,13 @@ def decide(
 ) -> RouteDecision:
     """Choose a variant, and those that may stand in for it if it cannot take the request.
 
-    `ladder_bp`: how the traffic of the ladder's best variant is spread over the rungs now, as far
-    down as the caller's cohort may go; None: all stays. A pin is a promise: it never falls back and
-    no rule moves it. Nothing below the floor of the caller's cohort stands in.
+    `ladder_bp`: how the traffic of the ladder's best variant is spread over the rungs now; None:
+    all stays. A pin is a promise and an explicit wish: it never falls back, and no rule moves it,
+    the floor of the caller's cohort neither. Without a pin nothing below the floor is chosen, nor
+    stands in.
 
     Raises VariantUnavailableError when nothing that may serve the request is available,
-    NotAllowedError when its API key allows none of the variants.
+    NotAllowedError when its API key allows none of the variants at or above its floor.
     """
     if pin is not None:
         if pin in unavailable:
@@ -40,19 +42,19 @@ def decide(
             )
         return RouteDecision(pin, RouteReason.PINNED)
     chosen = _by_ladder(rules, caller, _by_split(rules, caller), ladder_bp)
-    floor = caller.cohort.floor if caller.cohort else None
     order = rules.split.fallback
-    if forbidden := rules.below(floor):
+    if forbidden := rules.below(_floor(caller)):
         order = tuple(name for name in order if name not in forbidden)
     return with_stand_ins(chosen, _allowed(caller, order), unavailable)
 
 
 def _by_split(rules: AliasRules, caller: Caller) -> RouteDecision:
-    key = caller.session or caller.request_id
     if caller.cohort is not None and caller.cohort.shares_bp is not None:
-        return RouteDecision(_assigned(caller, key, caller.cohort.shares_bp), RouteReason.COHORT)
-    reason = RouteReason.STICKY if caller.session else RouteReason.WEIGHTED
-    return RouteDecision(_assigned(caller, key, rules.split.shares_bp), reason)
+        shares_bp, reason = caller.cohort.shares_bp, RouteReason.COHORT
+    else:
+        shares_bp = rules.split.shares_bp
+        reason = RouteReason.STICKY if caller.session else RouteReason.WEIGHTED
+    return RouteDecision(_assigned(rules, caller, shares_bp), reason)
 
 
 def _by_ladder(
@@ -62,23 +64,45 @@ def _by_ladder(
         return chosen
     if caller.session and not rules.moves_sessions:
         return chosen
-    rung = assign(_LADDER_KEY + (caller.session or caller.request_id), ladder_bp)
+    within_bp = _down_to_floor(rules, caller, ladder_bp)
+    rung = assign(_LADDER_KEY + (caller.session or caller.request_id), within_bp)
     if rung == chosen.variant or not _allowed(caller, (rung,)):
         return chosen
     return RouteDecision(rung, RouteReason.LADDER)
 
 
-def _assigned(caller: Caller, key: str, shares_bp: Mapping[str, int]) -> str:
+def _assigned(rules: AliasRules, caller: Caller, given_bp: Mapping[str, int]) -> str:
     """By the shares of those that may serve the caller; where none has any, they share equally."""
+    key = caller.session or caller.request_id
+    shares_bp = _down_to_floor(rules, caller, given_bp)
     if caller.variants is None:
         return assign(key, shares_bp)
     own = {name: shares_bp[name] for name in _allowed(caller, tuple(shares_bp))}
     if not own:
+        floor, cohort = _floor(caller), caller.cohort
+        bound = f" (the floor of cohort {cohort.name} is {floor})" if cohort and floor else ""
         raise NotAllowedError(
             f"the API key may use {', '.join(sorted(caller.variants))}, and this model is served "
-            f"by {', '.join(shares_bp)}"
+            f"by {', '.join(shares_bp)}{bound}"
         )
     return assign(key, own if any(own.values()) else dict.fromkeys(own, 1))
+
+
+def _down_to_floor(
+    rules: AliasRules, caller: Caller, shares_bp: Mapping[str, int]
+) -> Mapping[str, int]:
+    """The shares with all that lies below the floor of the caller's cohort on the floor itself."""
+    floor = _floor(caller)
+    below = rules.below(floor)
+    if floor is None or below.isdisjoint(shares_bp):
+        return shares_bp
+    kept = {name: share for name, share in shares_bp.items() if name not in below}
+    kept[floor] = kept.get(floor, 0) + sum(shares_bp.get(name, 0) for name in below)
+    return kept
+
+
+def _floor(caller: Caller) -> str | None:
+    return caller.cohort.floor if caller.cohort else None
 
 
 def _allowed(caller: Caller, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,8 +1,14 @@
 """Where a request goes, why, and who may stand in."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from serve_app.domain.errors import UnknownModelError, VariantUnavailableError
+from serve_app.domain.errors import (
+    NotAllowedError,
+    UnknownModelError,
+    VariantUnavailableError,
+)
 from serve_app.domain.traffic import AliasRules, Caller, Cohort, RouteReason, TrafficSplit
 from serve_app.routing.cohort import cohort_of
 from serve_app.routing.pin import parse_model, served_names
@@ -186,7 +192,79 @@ def test_nothing_below_a_cohorts_floor_stands_in():
         decided(fixed, cohort=GOLD, unavailable={"a", "b"})
 
 
-def test_a_pin_is_not_moved_by_cohort_or_ladder():
+WIDE = AliasRules(TrafficSplit({"a": 3000, "b": 1000, "c": 4000, "new": 2000}), rungs=LADDER.rungs)
+
+
+def test_what_the_split_gives_below_a_cohorts_floor_goes_to_the_floor_itself():
+    sessions = [str(n) for n in range(4000)]
+    golden = [decided(WIDE, cohort=GOLD, session=key) for key in sessions]
+    assert golden == [decided(WIDE, cohort=GOLD, session=key, request_id="x") for key in sessions]
+    shares = {name: sum(each.variant == name for each in golden) / 4000 for name in "abc"}
+    assert shares["a"] == pytest.approx(0.3, abs=0.03)
+    assert shares["b"] == pytest.approx(0.5, abs=0.03)
+    assert shares["c"] == 0
+    own = Cohort("own", shares_bp={"c": 10_000}, floor="b")
+    assert decided(WIDE, cohort=own) == decided(WIDE, cohort=own, session="s")
+    assert (decided(WIDE, cohort=own).variant, decided(WIDE, cohort=own).reason) == ("b", "cohort")
+
+
+def test_the_share_of_a_floor_that_the_key_keeps_from_its_caller_goes_to_the_others_above_it():
+    caller = Caller("r", "s", GOLD, frozenset({"a", "c"}))
+    assert decide(WIDE, caller).variant == "a"
+    with pytest.raises(NotAllowedError, match=r"floor of cohort gold is b") as caught:
+        decide(WIDE, Caller("r", "s", GOLD, frozenset({"c"})))
+    assert caught.value.http_status == 403
+
+
+NAMES = ("r0", "r1", "r2", "r3", "canary")
+RUNGS = NAMES[:4]
+
+
+@st.composite
+def spreads(draw, names):
+    """Shares of some names that sum to 10,000."""
+    parts = draw(st.lists(st.integers(0, 3), min_size=len(names), max_size=len(names)).filter(any))
+    shares = [10_000 * part // sum(parts) for part in parts]
+    shares[parts.index(max(parts))] += 10_000 - sum(shares)
+    return dict(zip(names, shares, strict=True))
+
+
+@given(
+    split=spreads(NAMES),
+    own=st.none() | spreads(NAMES) | spreads(RUNGS[2:]),
+    fallback=st.permutations(NAMES),
+    ladder_bp=st.none() | spreads(RUNGS),
+    floor=st.sampled_from(RUNGS),
+    unavailable=st.frozensets(st.sampled_from(NAMES)),
+    variants=st.none() | st.frozensets(st.sampled_from(NAMES), min_size=1),
+    session=st.none() | st.text(max_size=3),
+    moves_sessions=st.booleans(),
+    key=st.text(max_size=3),
+)
+def test_no_unpinned_request_is_ever_decided_below_the_floor_of_its_cohort(
+    split, own, fallback, ladder_bp, floor, unavailable, variants, session, moves_sessions, key
+):
+    cohort = Cohort("paying", shares_bp=own, floor=floor)
+    rules = AliasRules(TrafficSplit(split, tuple(fallback)), (cohort,), RUNGS, moves_sessions)
+    caller = Caller(key, session, cohort, variants)
+    below = set(RUNGS[RUNGS.index(floor) + 1 :])
+    try:
+        decision = decide(rules, caller, ladder_bp=ladder_bp, unavailable=unavailable)
+    except VariantUnavailableError:
+        assert unavailable
+        return
+    except NotAllowedError:
+        assert variants is not None
+        assert not variants & (set(own or split) | {floor}) - below
+        return
+    named = {decision.variant, *decision.stand_ins}
+    assert not named & below
+    assert not named & unavailable
+    assert variants is None or named <= variants
+    assert decide(rules, caller, ladder_bp=ladder_bp, unavailable=unavailable) == decision
+
+
+def test_a_pin_is_not_moved_by_cohort_or_ladder_nor_is_it_bound_by_the_floor():
     decision = decided(LADDER, pin="c", cohort=GOLD, ladder={"a": 0, "b": 10_000})
     assert (decision.variant, decision.reason) == ("c", RouteReason.PINNED)
 
