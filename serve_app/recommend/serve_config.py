@@ -87,7 +87,8 @@ def gate_of(args: VariantArgs) -> Verdict | None:
     """What the correctness gate left beside the checkpoint; None where it is not of our making, or
     not on this machine.
 
-    A checkpoint of ours that was not judged is inconclusive, one that changed since an error.
+    A checkpoint of ours that was not judged with this engine and dtype is inconclusive, one that
+    changed since an error. On which kind of machine, the replica asks.
     """
     try:
         folder = resolve(args.checkpoint)
@@ -96,7 +97,13 @@ def gate_of(args: VariantArgs) -> Verdict | None:
         return None
     if gate is None:
         return Verdict.INCONCLUSIVE if (folder / QUANTIZE_JSON).is_file() else None
-    if not gate.passed:
-        return Verdict.FAIL
+    found = [
+        each.passed
+        for each in gate.judgements
+        if each.setting.engine == args.engine.kind
+        and args.engine.dtype in ("auto", each.setting.dtype)
+    ]
+    if not any(found):
+        return Verdict.FAIL if found else Verdict.INCONCLUSIVE
     is_same = manifest is not None and manifest.digest() == gate.manifest_sha256
     return Verdict.PASS if is_same else Verdict.ERROR

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from serve_app.config.schema import GpuSettings, VariantArgs
@@ -17,6 +18,7 @@ from serve_app.engines.engine import ASGIApp, Engine, EngineSpec, start_engine
 from serve_app.reference.locate import SCHEME, resolve
 from serve_app.routing.pin import PIN_SEPARATOR
 from serve_app.scaling.serve_policy import KV_USE, RUNNING, SERVED, WAITING
+from serve_app.serving.judged import require_judged_here, setting_of
 from serve_app.serving.start import start_in_turn
 from serve_app.serving.variant_front import VariantFront
 from serve_app.store.facts import checkpoint_facts
@@ -83,11 +85,19 @@ def preflight_if_local(args: VariantArgs) -> None:
 
 
 def engine_spec(args: VariantArgs, names: tuple[str, ...], folder: Path | None) -> EngineSpec:
-    """What to start. Raises ConfigError or CheckpointError for weights that cannot be streamed."""
+    """What to start, in the replica that is to start it: on its own machine.
+
+    Raises CheckpointError for a variant of ours that did not pass its gate with this engine and
+    dtype on this kind of machine, ConfigError or CheckpointError for weights that cannot be
+    streamed.
+    """
     spec = EngineSpec(names, folder, args.engine)
     if is_streamed(args.checkpoint, args.engine.engine_args):
         logger.warning("%s: vLLM streams %s, unverified", args.name, args.checkpoint)
-        return replace(spec, model_uri=stream_uri(args.checkpoint))
+        uri = stream_uri(args.checkpoint, partial(setting_of, args.engine))
+        return replace(spec, model_uri=uri)
+    if folder is not None:
+        require_judged_here(args, folder)
     return spec
 
 

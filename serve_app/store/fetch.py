@@ -5,10 +5,12 @@ from pathlib import Path
 
 from serve_app.domain.errors import CheckpointError
 from serve_app.store.cache import Cache, Entry, Lease
-from serve_app.store.manifest import read_manifest, verify
+from serve_app.store.manifest import GATE_JSON, read_manifest, verify
 from serve_app.store.place import s3_place
 from serve_app.store.progress import LogProgress, Progress
 from serve_app.store.pull import PullSettings, into_cache
+from serve_app.store.s3 import S3Source
+from serve_app.store.seal import GateFile, decode_gate
 from serve_app.store.source import GGUF_SUFFIX, HUB, S3
 
 _leases: list[Lease] = []
@@ -44,6 +46,13 @@ def fetch_checkpoint(uri: str, cache: Cache | None = None) -> Path:
         _verify(lease, settings.progress)
     _leases.append(lease)
     return lease.folder
+
+
+def gate_in(source: S3Source) -> GateFile | None:
+    """The verdicts that lie beside a variant in S3 now: it may have been judged on one more kind of
+    machine since this node fetched it. None where there are none. Raises CheckpointError."""
+    size = source.sizes.get(GATE_JSON)
+    return decode_gate(source.read(GATE_JSON, 0, size)) if size else None
 
 
 def require_immutable(uri: str) -> None:

@@ -7,14 +7,13 @@ checked here is what can be: the record, the manifest and the gate's verdict bel
 
 import importlib.util
 import os
-
-import msgspec
+from collections.abc import Callable
 
 from serve_app.domain.errors import CheckpointError, ConfigError
 from serve_app.reference.locate import QUANTIZE_JSON
-from serve_app.store.manifest import GATE_JSON
+from serve_app.store.fetch import gate_in
 from serve_app.store.s3 import S3Source
-from serve_app.store.seal import GateFile
+from serve_app.store.seal import Setting, require_judged
 from serve_app.store.source import S3
 
 LOAD_FORMAT = "runai_streamer"
@@ -27,11 +26,12 @@ def is_streamed(uri: str, engine_args: dict[str, object]) -> bool:
     return uri.startswith(S3) and engine_args.get("load_format") == LOAD_FORMAT
 
 
-def stream_uri(uri: str) -> str:
+def stream_uri(uri: str, setting: Callable[[], Setting]) -> str:
     """The folder to give vLLM as its model, for a variant that may be streamed.
 
-    Raises ConfigError where the loader's packages are missing, CheckpointError for a variant
-    without safetensors, or of ours that did not pass its gate. Sets the loader's endpoint in the
+    `setting` says where the engine will run, and is asked for variants of ours. Raises ConfigError
+    where the loader's packages are missing, CheckpointError for a variant without safetensors, or
+    of ours that did not pass its gate there. Sets the loader's endpoint in the
     environment from AWS_ENDPOINT_URL.
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
@@ -50,20 +50,7 @@ def stream_uri(uri: str) -> str:
             "out"
         )
     if QUANTIZE_JSON in source.sizes:
-        _require_gate(source, digest)
+        require_judged(gate_in(source), uri, digest, setting())
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         os.environ.setdefault(_ENDPOINT, endpoint)
     return f"{S3}{source.place.bucket}/{source.place.folder}".rstrip("/")
-
-
-def _require_gate(source: S3Source, digest: str) -> None:
-    size = source.sizes.get(GATE_JSON, 0)
-    try:
-        gate = msgspec.json.decode(source.read(GATE_JSON, 0, size) if size else b"", type=GateFile)
-    except msgspec.MsgspecError:
-        gate = None
-    if gate is None or not gate.passed or gate.judged != "itself" or gate.manifest_sha256 != digest:
-        raise CheckpointError(
-            f"{source.uri} has not passed the correctness gate itself: judge it where it was made, "
-            "`quantile gate FOLDER`, and push it again"
-        )

@@ -18,6 +18,7 @@ from serve_app.config.parse import parse
 from serve_app.config.schema import VariantArgs
 from serve_app.domain.errors import CheckpointError, ConfigError, UnreachableError
 from serve_app.domain.units import MIB
+from serve_app.quantize.setting import setting_here
 from serve_app.serving.variant_server import VariantServer, engine_spec, preflight
 from serve_app.store import fetch, s3, stream
 from serve_app.store.bucket import Bucket
@@ -446,30 +447,62 @@ class TestStream:
         assert (plain.model_uri, plain.checkpoint_dir) == (None, gptq)
 
     @pytest.mark.parametrize(
-        ("gate", "is_streamed"),
+        ("gate", "refusal"),
         [
-            ({}, True),
-            ({"passed": False}, False),
-            ({"judged": "twin"}, False),
-            ({"manifest_sha256": "0" * 64}, False),
-            (None, False),
+            ({}, None),
+            ({"passed": False, "result": {"failures": ["2.5 nats"]}}, "failed.*2.5 nats"),
+            ({"judged": "twin"}, "judged as its dense twin only"),
+            ({"manifest_sha256": "0" * 64}, "is not what the correctness gate judged"),
+            ({"machine": "compute capability 9.0"}, "elsewhere.*need vllm, dtype float16"),
+            (None, "has not passed the correctness gate"),
         ],
     )
     def test_a_variant_of_ours_must_have_passed_its_gate(
-        self, store, gptq, monkeypatch, gate, is_streamed
+        self, store, gptq, monkeypatch, gate, refusal
     ):
         monkeypatch.setattr(stream, "_PACKAGES", ())
-        (gptq / "quantile.json").write_text('{"method": "gptq"}')
-        if gate is not None:
-            digest = list_files(gptq).digest()
-            verdict = {"manifest_sha256": digest, "passed": True, "result": {}, "key": {}, **gate}
-            (gptq / "gate.json").write_bytes(msgspec.json.encode(verdict))
-        args = variant(pushed(gptq), engine=self.ENGINE)
-        if is_streamed:
+        write_gate(gptq, gate)
+        args = variant(pushed(gptq), engine=self.ENGINE | {"dtype": "float16"})
+        if refusal is None:
             assert engine_spec(args, ("m",), None).model_uri
         else:
-            with pytest.raises(CheckpointError, match="has not passed the correctness gate"):
+            with pytest.raises(CheckpointError, match=refusal):
                 engine_spec(args, ("m",), None)
+
+
+class TestJudgedElsewhere:
+    """A variant of ours in a node's cache, and the kinds of machines that its gate ran on."""
+
+    ENGINE: ClassVar = {"dtype": "float16"}
+
+    def test_it_is_refused_until_this_kind_of_machine_has_judged_it(self, store, gptq, leases):
+        write_gate(gptq, {"machine": "compute capability 9.0"})
+        args = variant(pushed(gptq), engine=self.ENGINE)
+        folder, _ = preflight(args)
+        with pytest.raises(CheckpointError, match="have vllm, dtype float16, compute capability 9"):
+            engine_spec(args, ("m",), folder)
+        write_gate(gptq, {})  # a job on such a machine judges and pushes it
+        assert variant(pushed(gptq), engine=self.ENGINE) == args
+        folder, _ = preflight(args)  # what this node has fetched does not know
+        assert engine_spec(args, ("m",), folder).checkpoint_dir == folder
+
+
+def write_gate(folder: Path, changes: dict[str, object] | None) -> None:
+    """Make the folder a variant of ours, judged on this machine but for the changes; None: not."""
+    (folder / "quantile.json").write_text('{"method": "gptq"}')
+    if changes is None:
+        return
+    here = setting_here("vllm", "float16")
+    machine = changes.get("machine", here.machine)
+    judgement = {
+        "passed": True,
+        "result": {},
+        "key": {"limits": {}, "dtype": "float16", "engine": here.version, "machine": machine},
+        **{name: changes[name] for name in ("passed", "result", "judged") if name in changes},
+    }
+    digest = changes.get("manifest_sha256", list_files(folder).digest())
+    gate = {"manifest_sha256": digest, "judgements": [judgement], "schema_version": 3}
+    (folder / "gate.json").write_bytes(msgspec.json.encode(gate))
 
 
 class TestHub:

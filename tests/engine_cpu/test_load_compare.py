@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from loadtests.report.result import read_run
+from serve_app.reference.locate import resolve
 from tests.engine_cpu.conftest import CONFIG, MODEL
 from tests.fakes import recompute
 
@@ -28,7 +29,12 @@ BLOCKS = int(os.environ.get("QUANTILE_TEST_COMPARE_BLOCKS", "2"))
 
 @pytest.fixture(scope="module")
 def five(serve, tmp_path_factory):
-    """The running instance with float16 as a fifth variant, deployed live; gone afterwards."""
+    """The running instance with float16 as a fifth variant, deployed live; gone afterwards.
+
+    The build has judged the baseline in bfloat16: in float16 it is served once it was judged so.
+    """
+    judge = ["gate", str(resolve("reference://baseline")), "--dtype", "float16"]
+    subprocess.run([sys.executable, "-m", "serve_app.cli", *judge], check=True)
     config = yaml.safe_load(CONFIG.read_text())
     router, bf16, *_ = config["applications"]
     fp16 = json.loads(json.dumps(bf16))

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from serve_app.domain.errors import QuantileError
 from serve_app.quantize.catalogue import recipe
-from serve_app.quantize.cli import quantize
+from serve_app.quantize.cli import gate, quantize
 
 JOBS = sorted(Path("cluster/jobs").glob("*.yaml"))
 KUBERNETES = "1.31"
@@ -43,9 +43,24 @@ def test_the_quantization_job_runs_a_command_that_exists():
     assert parsed["out"].name.endswith(parsed["name"])
 
 
-def test_only_the_callers_mistakes_are_not_retried():
+def test_the_gate_job_judges_what_it_fetches_and_puts_the_verdict_beside_it():
+    pod = yaml.safe_load(Path("cluster/jobs/gate.yaml").read_text())["spec"]["template"]["spec"]
+    steps = [each["command"] for each in [*pod["initContainers"], *pod["containers"]]]
+    (*pull, name, folder), judge, (*push, pushed, place) = steps
+    assert (pull, judge[:2], push) == (
+        ["quantile", "store", "pull"], ["quantile", "gate"], ["quantile", "store", "push"],
+    )  # fmt: skip
+    assert name.rpartition("@")[0] == place
+    app = typer.Typer()
+    app.command()(gate)
+    parsed = get_command(app).make_context("gate", judge[2:]).params
+    assert str(parsed["folder"]) == folder == pushed
+
+
+@pytest.mark.parametrize("job", ["quantize", "gate"])
+def test_only_the_callers_mistakes_are_not_retried(job):
     """podFailurePolicy names exit codes: they are those of the errors' tree."""
-    manifest = yaml.safe_load(Path("cluster/jobs/quantize.yaml").read_text())
+    manifest = yaml.safe_load(Path(f"cluster/jobs/{job}.yaml").read_text())
     [rule, _] = manifest["spec"]["podFailurePolicy"]["rules"]
     codes = set(rule["onExitCodes"]["values"])
     assert codes == {2}
