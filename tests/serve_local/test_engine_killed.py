@@ -127,6 +127,7 @@ def _serve(folder: Path, collector_port: int) -> LocalServe:
         **own_ports(),
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector_port}",
         "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "RAY_metrics_report_interval_ms": "5000",
     }
     file = write_config(folder / "serve.yaml", config)
     return LocalServe(file, log=folder / "serve.log", ready_timeout_s=180, environ=environ)
