@@ -109,6 +109,11 @@ def endpoints(objects: Objects) -> str:
                     raise ManifestError(
                         f"the Ingress names {backend}, KubeRay makes {service}-serve-svc"
                     )
+    return f"1 backend, {scraped(objects)} scraped ports"
+
+
+def scraped(objects: Objects) -> int:
+    """Ports of PodMonitors: each selects pods, and they have a port of that name."""
     pods = [template for _, template in pod_templates(objects)]
     count = 0
     for monitor in of_kind(objects, "PodMonitor"):
@@ -125,7 +130,7 @@ def endpoints(objects: Objects) -> str:
                         f"PodMonitor {monitor['metadata']['name']}: no port {each['port']}"
                     )
             count += 1
-    return f"1 backend, {count} scraped ports"
+    return count
 
 
 def rights(eks: Manifest, objects: Objects, jobs: Objects) -> str:

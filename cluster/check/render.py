@@ -18,6 +18,7 @@ ROOTS = (
     "cluster/karpenter",
     "cluster/jobs/preload",
     "cluster/jobs/loadtest",
+    "cluster/jobs/rollout",
 )
 """Every folder that is applied with `kubectl apply -k`."""
 

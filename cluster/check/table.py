@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from cluster.check import agreement, files, kuberay, references, schemas, serve_config, timers
+from cluster.check import (
+    agreement,
+    files,
+    kuberay,
+    references,
+    rollout_job,
+    schemas,
+    serve_config,
+    timers,
+)
 from cluster.check.commands import README, check_commands
 from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.render import OVERLAYS, ROOTS, Manifest, plain_manifests, ray_service, rendered
@@ -38,9 +47,10 @@ def rows() -> Iterator[Row]:
     yield row("schema, strict", "cluster/eks/cluster.yaml", _eksctl)
     for name in OVERLAYS:
         yield from _overlay(name)
-    for job in ("cluster/jobs/preload", "cluster/jobs/loadtest"):
+    for job in ("cluster/jobs/preload", "cluster/jobs/loadtest", rollout_job.ROOT_FOLDER):
         yield row("names exist", job, partial(_references_of, job))
         yield row("hardened", job, partial(_hardened_of, job))
+    yield row("rollout", rollout_job.ROOT_FOLDER, _rollout)
     yield row("AWS rights", "cluster/eks/cluster.yaml", _rights)
     yield row("pins", "cluster/image/Dockerfile", files.check_dockerfile)
     yield row("pins", "cluster/helm", files.check_charts)
@@ -144,6 +154,11 @@ def _rights() -> str:
     return references.rights(
         agreement.eks_config(), rendered("cluster/overlays/prod"), rendered("cluster/jobs/loadtest")
     )
+
+
+def _rollout() -> str:
+    objects = rendered(rollout_job.ROOT_FOLDER)
+    return rollout_job.fits(objects, rendered("cluster/overlays/prod"))
 
 
 def _timers(name: str) -> str:

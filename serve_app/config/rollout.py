@@ -5,7 +5,7 @@ together, so that other variants of the split keep theirs.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -166,4 +166,19 @@ def read_rollout(path: Path) -> RolloutConfig:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is no rollout: need a mapping, have {type(content).__name__}")
+    evidence = content.get("evidence")
+    if isinstance(evidence, list):
+        content = content | {"evidence": [_beside(path, each) for each in evidence]}
     return parse(RolloutConfig, content, where=str(path))
+
+
+def _beside(path: Path, source: Any) -> Any:
+    """A source of evidence, its paths from the rollout file's folder."""
+    if not isinstance(source, dict):
+        return source
+    paths = {
+        key: str(path.parent / source[key])
+        for key in ("prompts", "file_sd", "folder")
+        if isinstance(source.get(key), str)
+    }
+    return source | paths

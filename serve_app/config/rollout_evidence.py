@@ -41,6 +41,8 @@ class MetricsConfig(StrictModel):
 
     kind: Literal["metrics"]
     urls: tuple[HttpUrl, ...] = ()
+    """Pages of all nodes that routers are on; or a Prometheus' `/federate?match[]=...`, which
+    passes on what it scrapes of them, wherever they are just now."""
     file_sd: Path | None = None
     """A service discovery file that lists the pages;
     `/tmp/ray/prom_metrics_service_discovery.json` on a Ray head."""

@@ -35,8 +35,16 @@ def rollout(
         bool, typer.Option("--keep-split", help="With --abort: leave the split as it is.")
     ] = False,
     metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Serve the rollout's metrics here.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Serve the rollout's metrics here, and for 30 s more when it is over.",
+        ),
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="With --metrics-port: the address; 0.0.0.0 in a pod.")
+    ] = "127.0.0.1",
 ) -> None:
     """Move traffic from a baseline to a candidate variant in steps, and decide on evidence.
 
@@ -74,4 +82,7 @@ def rollout(
     elif abort:
         raise typer.Exit(abort_rollout(config, folder, console, keep_split=keep_split))
     else:
-        raise typer.Exit(run_rollout(config, folder, console, metrics_port=metrics_port))
+        status = run_rollout(
+            config, folder, console, metrics_port=metrics_port, metrics_host=metrics_host
+        )
+        raise typer.Exit(status)

@@ -28,16 +28,27 @@ from serve_app.splits.live_split import SplitStore, told
 from serve_app.splits.serve_api import ServeApi
 
 CLOCK = Clock(time.monotonic, asyncio.sleep)
+LINGER_S = 30.0
+"""So that a Prometheus that asks every ten seconds sees the verdict, on which an alert hangs."""
 
 
 def run_rollout(
-    config: RolloutConfig, folder: Path, console: Console, *, metrics_port: int | None = None
+    config: RolloutConfig,
+    folder: Path,
+    console: Console,
+    *,
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
+    linger_s: float = LINGER_S,
 ) -> int:
-    """The exit status. KeyboardInterrupt is raised again once it is said what stays."""
+    """The exit status. KeyboardInterrupt is raised again once it is said what stays.
+
+    With a port the metrics stay for `linger_s` after the end.
+    """
     with _alone(folder), Display(config, console) as display:
         shows: list[Show] = [display.show]
         if metrics_port is not None:
-            shows.append(_exporter(config, metrics_port))
+            shows.append(_exporter(config, metrics_host, metrics_port))
 
         def show(*look: object) -> None:
             for each in shows:
@@ -58,7 +69,11 @@ def run_rollout(
         except BaseException as error:
             _say_what_stays(config, folder, console, error)
             raise
-    return _finished(config, folder, state, console)
+    status = _finished(config, folder, state, console)
+    if metrics_port is not None:
+        with suppress(KeyboardInterrupt, SystemExit):  # all is done: what is left can be cut short
+            time.sleep(linger_s)
+    return status
 
 
 def abort_rollout(
@@ -124,14 +139,16 @@ def _marks(folder: Path) -> dict[str, int]:
     return {} if state is None else state.marks
 
 
-def _exporter(config: RolloutConfig, port: int) -> Show:
+def _exporter(config: RolloutConfig, host: str, port: int) -> Show:
     from serve_app.rollouts.exporter import Exporter
 
     exporter = Exporter(config)
     try:
-        exporter.serve(port)
+        exporter.serve(port, host)
     except OSError as error:
-        raise ConfigError(f"--metrics-port {port}: {error.strerror}") from None
+        raise ConfigError(
+            f"--metrics-host {host} --metrics-port {port}: {error.strerror}"
+        ) from None
     return exporter.show
 
 

@@ -1,4 +1,5 @@
-"""Evidence from the router's own counters and histograms, read off Ray's Prometheus pages.
+"""Evidence from the router's own counters and histograms, read off Ray's Prometheus pages, or off
+the one page on which a Prometheus that scrapes them all passes them on (`/federate`).
 
 A request that the candidate failed and that another variant then answered is a failure of the
 candidate: the router counts it as a fallback, and so do we. Pinned requests are left out of the
@@ -23,6 +24,8 @@ from serve_app.telemetry import names
 
 READ_WITHIN_S = 5.0
 _PREFIX = "ray_"
+_REPLICA = "replica"
+"""Ray Serve's own label, on every metric of a replica."""
 _LATENCIES = {"ttft": names.ROUTER_TTFT.name, "tpot": names.ROUTER_TPOT.name}
 _NOT_DRAWN = {RouteReason.PINNED, RouteReason.FALLBACK, RouteReason.REJECTED, RouteReason.LOCAL}
 _SERIES = tuple(
@@ -32,6 +35,7 @@ _SERIES = tuple(
         names.ROUTER_REQUESTS.name,
         names.ROUTER_FALLBACKS.name,
         names.ROUTER_BROKEN_STREAMS.name,
+        names.ROUTER_VARIANT_READY.name,
         *(f"{name}_bucket" for name in _LATENCIES.values()),
     )
 )
@@ -101,7 +105,11 @@ class MetricsEvidence:
         except (OSError, ValueError, msgspec.DecodeError) as error:
             self._trouble = f"metrics: {error}"
             return None
-        told = {dict(labels).get("variant") for name, labels in totals if "requests" in name}
+        told = {
+            dict(labels).get("variant")
+            for name, labels in totals
+            if name == names.ROUTER_REQUESTS.name
+        }
         missing = [name for name in self._arms if name not in told]
         self._trouble = f"metrics: no requests of {', '.join(missing)} yet" if missing else None
         return totals
@@ -115,9 +123,18 @@ class MetricsEvidence:
 
 
 def growth(before: Mapping[Series, float], after: Mapping[Series, float]) -> Totals:
-    """By how much each counter grew; one that begins anew (its process did) counts from 0."""
+    """By how much each counter grew; one that begins anew (its process did) counts from 0.
+
+    So does one that is new of a replica that was there before: its first error, say. Of a replica
+    that `before` knows nothing of nothing counts: it may be new, or a scrape of it may have failed
+    just then, and what it has counted all its life is none of this window. Every replica of the
+    router says from its start which variants are ready, so that it is known before it counts.
+    """
+    known = {_replica(series) for series in before}
     grown = {}
     for series, value in after.items():
+        if _replica(series) not in known:
+            continue
         old = before.get(series, 0.0)
         grown[series] = value - old if value >= old else value
     return grown
@@ -159,6 +176,10 @@ def apart(cumulative: Mapping[float, float]) -> dict[float, int]:
             found[edge] = n - below
             below = n
     return found
+
+
+def _replica(series: Series) -> str | None:
+    return dict(series[1]).get(_REPLICA)
 
 
 def _series(sample: MetricSample, url: str) -> Series:

@@ -1,7 +1,9 @@
 """The split in a RayService: `spec.serveConfigV2` is changed by a merge patch.
 
 The patch carries the `resourceVersion` that was read, so that the API server refuses it (409) where
-the resource was changed meanwhile; KubeRay then puts the new config to Serve, without a restart.
+the resource was changed meanwhile. Mostly that is KubeRay, which writes its status there: it is
+read and written again, as long as the split is the expected one. KubeRay then puts the new config
+to Serve, without a restart.
 """
 
 import asyncio
@@ -28,6 +30,8 @@ from serve_app.splits.live_split import (
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 IN_CLUSTER = "https://kubernetes.default.svc"
+CONFLICTS = 5
+"""Times that a write may meet another one before we give up."""
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -66,24 +70,28 @@ class RayServiceApi:
 
     async def change(self, expected: Mapping[str, int], wanted: Mapping[str, int]) -> None:
         """As in `SplitStore`. KubeRay carries it out within seconds after."""
-        version, text, applications = await self._config()
-        at = path_of_split(applications, self._application, self._model)
-        require_expected(split_at(applications, at), expected)
-        patch = {
-            "metadata": {"resourceVersion": version},
-            "spec": {"serveConfigV2": changed_text(text, applications, at, wanted)},
-        }
-        try:
-            await self._client.ask("PATCH", self._path, patch, MERGE_PATCH)
-        except Refused as refused:
-            if refused.status != 409:
-                raise self._refusal(refused) from None
-            # a patch whose answer was lost, and that was sent again, meets its own change
-            if not same_shares(await self.read(), wanted):
-                raise SplitChangedError(
-                    f"{self._name} was changed between our reading and writing it; nothing was "
-                    "written. Run again"
-                ) from None
+        for _ in range(CONFLICTS):
+            version, text, applications = await self._config()
+            at = path_of_split(applications, self._application, self._model)
+            require_expected(split_at(applications, at), expected)
+            patch = {
+                "metadata": {"resourceVersion": version},
+                "spec": {"serveConfigV2": changed_text(text, applications, at, wanted)},
+            }
+            try:
+                await self._client.ask("PATCH", self._path, patch, MERGE_PATCH)
+            except Refused as refused:
+                if refused.status != 409:
+                    raise self._refusal(refused) from None
+                # a patch whose answer was lost, and that was sent again, meets its own change
+                if same_shares(await self.read(), wanted):
+                    return
+            else:
+                return
+        raise SplitChangedError(
+            f"{self._name} was changed {CONFLICTS} times between our reading and writing it; "
+            "nothing was written. Run again"
+        )
 
     async def close(self) -> None:
         """As in `SplitStore`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.check import agreement, references, schemas
+from cluster.check import agreement, references, rollout_job, schemas
 from cluster.check.__main__ import main, timers_table
 from cluster.check.commands import README, check_commands
 from cluster.check.fault import ManifestError, UncheckedError
@@ -24,6 +24,9 @@ from cluster.check.render import CLUSTER, OVERLAYS, ROOT, of_kind, ray_service, 
 from cluster.check.serve_config import content
 from cluster.check.table import one_image, rows
 from loadtests.campaign import load_campaign
+from serve_app.domain.errors import ConfigError
+from serve_app.rollouts.state import EXIT_STATUS
+from serve_app.splits.live_split import SplitUnreachableError
 
 if shutil.which("kubectl") is None and os.environ.get("CI") != "true":
     pytest.skip("no kubectl: .ci/install-kubectl", allow_module_level=True)
@@ -194,6 +197,72 @@ class TestTheChecksSeeWhatBreaks:
         group(prod, "l4")["template"]["spec"]["containers"][0]["securityContext"]["runAsUser"] = 0
         with pytest.raises(ManifestError, match="root"):
             references.hardened(prod)
+
+
+class TestARolloutThatCannotRun:
+    """Each breaks cluster/jobs/rollout, or what it needs of production, in one place."""
+
+    @pytest.fixture
+    def job(self):
+        return copy.deepcopy(rendered(rollout_job.ROOT_FOLDER))
+
+    def change_file(self, job, old, new):
+        [files] = of_kind(job, "ConfigMap")
+        text = files["data"]["canary-live-metrics.yaml"]
+        assert old in text
+        files["data"]["canary-live-metrics.yaml"] = text.replace(old, new)
+
+    def test_as_shipped_it_fits(self, job, prod):
+        assert "int8 to gptq" in rollout_job.fits(job, prod)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("namespace: quantile}", "namespace: serving}", "the RayService"),
+            ("candidate: gptq", "candidate: gguf", "gguf"),
+            ("kube-prometheus-stack-prometheus.monitoring:9090/federate", "head:8080/m", "routers"),
+            ("prompts: prompts.jsonl", "prompts: other.jsonl", "other.jsonl"),
+            ("quantile-serve-svc", "quantile-head-svc", "probes ask"),
+            ("QUANTILE_API_KEY", "OTHER_KEY", "OTHER_KEY"),
+        ],
+    )
+    def test_a_file_that_does_not_fit_the_cluster(self, job, prod, old, new, message):
+        self.change_file(job, old, new)
+        with pytest.raises(ManifestError, match=message):
+            rollout_job.fits(job, prod)
+
+    def test_a_file_that_is_not_there(self, job, prod):
+        [files] = of_kind(job, "ConfigMap")
+        files["data"]["r.yaml"] = files["data"].pop("canary-live-metrics.yaml")
+        with pytest.raises(ManifestError, match="canary-live-metrics"):
+            rollout_job.fits(job, prod)
+
+    def test_an_account_that_may_not_patch(self, job, prod):
+        [role] = of_kind(prod, "Role")
+        role["rules"][0]["verbs"] = ["get"]
+        with pytest.raises(ManifestError, match="get, patch"):
+            rollout_job.fits(job, prod)
+
+    def test_a_network_that_lets_no_probe_in(self, job, prod):
+        for policy in of_kind(prod, "NetworkPolicy"):
+            for rule in policy["spec"]["ingress"] if policy["metadata"]["name"] == "ray" else ():
+                rule["from"] = [each for each in rule["from"] if "rollout" not in str(each)]
+        with pytest.raises(ManifestError, match="8000"):
+            rollout_job.fits(job, prod)
+
+    def test_metrics_that_nobody_scrapes(self, job, prod):
+        [monitor] = of_kind(job, "PodMonitor")
+        monitor["spec"]["podMetricsEndpoints"][0]["port"] = "web"
+        with pytest.raises(ManifestError, match="no port web"):
+            rollout_job.fits(job, prod)
+
+    def test_only_what_a_second_try_may_mend_is_tried_again(self, job):
+        """podFailurePolicy names exit codes: what ends a rollout, and the callers' mistakes."""
+        [manifest] = of_kind(job, "Job")
+        codes = set(manifest["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"])
+        ends = set(EXIT_STATUS.values()) - {0}
+        assert codes == ends | {ConfigError.exit_code}
+        assert SplitUnreachableError.exit_code not in codes
 
 
 @pytest.mark.parametrize(

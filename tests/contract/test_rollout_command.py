@@ -6,11 +6,17 @@ import re
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from loadtests.observe.pages import read_page
+from serve_app.config.rollout import read_rollout
+from serve_app.rollouts.command import run_rollout
+from serve_app.serving.ports import free_port
 from tests.fakes.serve_rest_api import FakeControlPlane
 
 BEFORE = {"int8": 10_000, "gptq": 0}
@@ -100,6 +106,29 @@ async def test_a_failing_candidate_is_rolled_back(command, plane):
     status, output = await command.run()
     assert (status, plane.split) == (1, BEFORE), output
     assert "errors: the candidate is worse" in output
+
+
+async def test_a_prometheus_that_asks_now_and_then_sees_how_it_ended(command, plane):
+    """The verdict is the last thing that happens: without a while more nobody would ask in time."""
+    plane.failing_share = 0.3
+    port, asked = free_port(), []
+    running = asyncio.create_task(
+        asyncio.to_thread(
+            run_rollout,
+            read_rollout(command.file),
+            command.out,
+            Console(quiet=True),
+            metrics_port=port,
+            linger_s=3.0,
+        )
+    )
+    while not running.done():
+        with suppress(OSError):
+            asked.append(await asyncio.to_thread(read_page, f"http://127.0.0.1:{port}/metrics", 5))
+        await asyncio.sleep(1)
+    assert await running == 1
+    rollback = re.compile(r'^quantile_rollout_verdict{.*verdict="rollback"} 1\.0$', re.M)
+    assert sum(bool(rollback.search(page)) for page in asked) >= 2
 
 
 KILLS = (

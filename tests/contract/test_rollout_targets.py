@@ -8,7 +8,7 @@ import pytest
 from serve_app.config.parse import parse
 from serve_app.config.rollout import RayServiceTarget
 from serve_app.domain.errors import ConfigError
-from serve_app.rollouts.rayservice import RayServiceApi
+from serve_app.rollouts.rayservice import CONFLICTS, RayServiceApi
 from serve_app.splits.http import TRIES
 from serve_app.splits.live_split import SplitChangedError, SplitUnreachableError
 from serve_app.splits.serve_api import ServeApi
@@ -162,6 +162,36 @@ async def test_a_resource_that_changed_between_reading_and_writing_is_not_writte
         await store.change(BEFORE, AFTER)
     await store.close()
     assert plane.config == before
+    assert plane.events.count("patch") == CONFLICTS
+
+
+async def test_kuberays_own_writes_of_the_status_do_not_end_a_rollout(plane):
+    store = RayServiceApi(target_of(plane), "m", sleep=no_wait)
+
+    def write_status(event: str) -> None:
+        if event == "patch" and plane.events.count("patch") < CONFLICTS:
+            plane.version += 1
+
+    plane.on_event = write_status
+    await store.change(BEFORE, AFTER)
+    await store.close()
+    assert plane.split == AFTER
+    assert len(plane.patches) == 1
+
+
+async def test_a_split_that_was_changed_meanwhile_is_seen_when_it_is_read_again(plane):
+    store = RayServiceApi(target_of(plane), "m", sleep=no_wait)
+
+    def meddle(event: str) -> None:
+        if event == "patch":
+            plane.version += 1
+            plane.config = serve_config({"int8": 1, "gptq": 9999})
+
+    plane.on_event = meddle
+    with pytest.raises(SplitChangedError, match="somebody else"):
+        await store.change(BEFORE, AFTER)
+    await store.close()
+    assert plane.split == {"int8": 1, "gptq": 9999}
 
 
 async def test_a_patch_whose_answer_was_lost_is_no_conflict_with_itself(plane):

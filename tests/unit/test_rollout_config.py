@@ -1,15 +1,17 @@
 """Rollout files are refused early, with what to change."""
 
 import math
+from pathlib import Path
 
 import pytest
+import yaml
 
 from serve_app.config.rollout import read_rollout
 from serve_app.domain.errors import ConfigError
 from serve_app.rollout.guards import Kind
 from serve_app.rollout.plan import AdvanceOn
 from serve_app.rollouts.evidence_probes import read_prompts
-from tests.fakes.rollouts import rollout_config
+from tests.fakes.rollouts import rollout_config, rollout_file
 
 METRICS = [{"kind": "metrics", "urls": ["http://head:8080/metrics"]}]
 
@@ -61,6 +63,16 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     file.write_text("- a\n")
     with pytest.raises(ConfigError, match="need a mapping"):
         read_rollout(file)
+
+
+def test_paths_are_from_the_files_folder(tmp_path):
+    file = tmp_path / "r.yaml"
+    probes = {"kind": "probes", "prompts": "prompts.jsonl"}
+    metrics = {"kind": "metrics", "file_sd": "/tmp/ray/pages.json"}
+    file.write_text(yaml.safe_dump(rollout_file(evidence=[probes, metrics])))
+    first, second = read_rollout(file).evidence
+    assert first.prompts == tmp_path / "prompts.jsonl"
+    assert second.file_sd == Path("/tmp/ray/pages.json")
 
 
 def test_the_plan_has_each_steps_own_limits_over_the_common_ones():

@@ -22,6 +22,13 @@ class FakePages:
     def __init__(self) -> None:
         self.counters: dict[str, float] = {}
         self.is_down = False
+        for replica in ("a", "b"):
+            self.start(replica)
+
+    def start(self, replica: str) -> None:
+        """What a replica of the router says before any request."""
+        for variant in ("int8", "gptq"):
+            self.add("quantile_router_variant_ready", 1, variant=variant, replica=replica)
 
     def add(self, name: str, value: float, **labels: str) -> None:
         told = ",".join(f'{key}="{text}"' for key, text in sorted(labels.items()))
@@ -92,9 +99,9 @@ def test_a_candidate_whose_requests_another_answered_has_failed_them(evidence, p
     pages.serve("int8", 100)
     pages.serve("gptq", 30)
     pages.serve("gptq", 2, status="502")
-    pages.add("quantile_router_fallbacks_total", 8, variant="gptq")
+    pages.add("quantile_router_fallbacks_total", 8, variant="gptq", replica="a")
     pages.serve("int8", 8, reason="fallback")  # answered for the candidate: not the baseline's own
-    pages.add("quantile_router_broken_streams_total", 1, variant="gptq")
+    pages.add("quantile_router_broken_streams_total", 1, variant="gptq", replica="a")
     (window,) = take(evidence, clock, 25).windows
     assert (window.candidate.requests, window.candidate.errors) == (40, 11)
     assert (window.baseline.requests, window.baseline.errors) == (100, 0)
@@ -139,10 +146,33 @@ def test_an_arm_that_no_page_tells_of_is_told(evidence, pages, clock):
 
 
 def test_a_process_that_began_anew_counts_from_nothing():
-    series = ("quantile_router_requests_total", (("variant", "a"),))
+    series = ("quantile_router_requests_total", (("replica", "r"), ("variant", "a")))
     assert growth({series: 500.0}, {series: 30.0}) == {series: 30.0}
     assert growth({series: 500.0}, {series: 530.0}) == {series: 30.0}
-    assert growth({}, {series: 4.0}) == {series: 4.0}
+    ready = ("quantile_router_variant_ready", (("replica", "r"), ("variant", "b")))
+    assert growth({ready: 1.0}, {series: 4.0}) == {series: 4.0}
+    assert growth({}, {series: 4.0}) == {}
+
+
+def test_a_replica_that_was_not_to_be_had_when_the_step_began_counts_from_the_next_window(
+    evidence, pages, clock
+):
+    """A failed scrape at that moment, or a new one: its whole life is none of this window."""
+    pages.serve("int8", 900, replica="c")
+    pages.serve("gptq", 900, n_slow=900, replica="c")
+    pages.start("c")
+    gone = {key: pages.counters.pop(key) for key in list(pages.counters) if 'replica="c"' in key}
+    asyncio.run(evidence.begin())
+    pages.counters.update(gone)
+    for variant in ("int8", "gptq"):
+        pages.serve(variant, 20)
+    (window,) = take(evidence, clock, 25).windows
+    assert (window.baseline.requests, window.candidate.requests) == (20, 20)
+    pages.serve("int8", 10, replica="c")
+    pages.serve("gptq", 10, replica="c", status="500")
+    (window,) = take(evidence, clock, 25).windows
+    assert (window.baseline.requests, window.candidate.requests) == (10, 10)
+    assert window.candidate.errors == 10
 
 
 def test_a_series_that_was_away_for_a_while_is_not_counted_again(evidence, pages, clock):
