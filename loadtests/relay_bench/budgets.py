@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
+from loadtests.relay_bench.engine import OfDirect
 from loadtests.relay_bench.figures import LevelFigures, Spread
 from loadtests.relay_bench.nouns import DEPLOYED, PEERS, ROUTER, SAMPLED, TRACED
 
@@ -21,6 +22,8 @@ class Verdict(StrEnum):
 
     KEPT = "kept"
     MISSED = "missed"
+    NOT_DECIDED = "not decided"
+    """Its interval has the limit inside, or there are too few rounds for an interval."""
     NOT_MEASURED = "not measured"
 
 
@@ -33,10 +36,11 @@ class Finding(msgspec.Struct, frozen=True):
     verdict: Verdict
 
 
-def judge(figures: Sequence[LevelFigures], of_direct: Spread | None) -> list[Finding]:
+def judge(figures: Sequence[LevelFigures], of_direct: OfDirect | None) -> list[Finding]:
     """Every budget against the medians; one that was not measured says so, and is not kept.
 
-    `of_direct` is the throughput of a real engine through the router over the direct one.
+    `of_direct` is the throughput of a real engine through the router over the direct one, whose
+    rounds differ by more than the budget leaves: its interval is judged, not its median.
     """
     at = {each.way: each for each in figures if each.clients == CLIENTS}
     router, deployed = at.get(ROUTER), at.get(DEPLOYED)
@@ -55,10 +59,24 @@ def judge(figures: Sequence[LevelFigures], of_direct: Spread | None) -> list[Fin
         theirs = at.get(peer)
         findings.append(_below(f"CPU us per token, below {peer}", _cpu_us(theirs), router_us))
         findings.append(_below(f"added TTFT P50 ms, below {peer}", _added_ms(theirs), added_ms))
-    findings.append(
-        _at_least("a real engine's throughput, x direct", MIN_OF_DIRECT, _median(of_direct))
-    )
-    return findings
+    return [*findings, _engine(of_direct)]
+
+
+def _engine(of_direct: OfDirect | None) -> Finding:
+    """Kept where the whole interval is at or above the limit, missed where all of it is below."""
+    what, allowed = "a real engine's throughput, x direct", f"at least {MIN_OF_DIRECT:g}"
+    if of_direct is None:
+        return Finding(what, allowed, "-", Verdict.NOT_MEASURED)
+    low, high = of_direct.low, of_direct.high
+    if low is None or high is None:
+        have = f"{of_direct.median:.3f}, no interval: need 6 rounds, have {of_direct.n}"
+        return Finding(what, allowed, have, Verdict.NOT_DECIDED)
+    verdict = Verdict.NOT_DECIDED
+    if low >= MIN_OF_DIRECT:
+        verdict = Verdict.KEPT
+    elif high < MIN_OF_DIRECT:
+        verdict = Verdict.MISSED
+    return Finding(what, allowed, f"{of_direct.median:.3f} [{low:.3f}, {high:.3f}]", verdict)
 
 
 def _cpu_us(each: LevelFigures | None) -> float | None:
@@ -89,10 +107,6 @@ def _finding(what: str, allowed: str, have: float | None, kept: bool) -> Finding
 
 def _at_most(what: str, most: float, have: float | None) -> Finding:
     return _finding(what, f"at most {most:g}", have, have is not None and have <= most)
-
-
-def _at_least(what: str, least: float, have: float | None) -> Finding:
-    return _finding(what, f"at least {least:g}", have, have is not None and have >= least)
 
 
 def _below(what: str, limit: float | None, have: float | None) -> Finding:

@@ -1,14 +1,20 @@
-"""A real engine's throughput through the router, over that of the same engine asked directly."""
+"""A real engine's throughput through the router, over that of the same engine asked directly.
 
-from collections.abc import Sequence
+A round asks direct, router, router, direct (the next one the other way round): what drifts evenly
+meets both alike, so that rounds are taken for independent.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
+from loadtests.analyse.stats import interval_ranks
 from loadtests.relay_bench.client import Task
-from loadtests.relay_bench.figures import Spread, spread
+from loadtests.relay_bench.nouns import Seen
 from loadtests.relay_bench.processes import run_client
 from loadtests.relay_bench.replicas import direct_port, replica
 from loadtests.relay_bench.upstream import CHAT
@@ -20,17 +26,42 @@ from serve_app.serving.http import INTERNAL_TOKEN_HEADER
 from serve_app.serving.local_serve import LocalServe
 from serve_app.serving.ports import free_port, own_ports
 
+DIRECT, ROUTER = "direct", "router"
+CLIENTS = 16
+REQUESTS = 8
+"""Counted ones of each client at each of the four turns of a round; with two, the rounds of one run
+lay between 0.90 and 1.16 of direct."""
+
 
 class EngineRound(msgspec.Struct, frozen=True):
-    """Tokens/s of one round, both ways, each from a client process of its own."""
+    """Tokens/s of one round, both ways, each of two turns by client processes of their own."""
 
     direct_tokens_per_s: float
     router_tokens_per_s: float
 
 
-def of_direct(rounds: Sequence[EngineRound]) -> Spread | None:
-    """Throughput through the router over the direct one, inside each round."""
-    return spread(each.router_tokens_per_s / each.direct_tokens_per_s for each in rounds)
+class OfDirect(msgspec.Struct, frozen=True):
+    """The median over rounds with its 95 % interval by order statistics: None below six rounds."""
+
+    median: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def of_direct(rounds: Sequence[EngineRound]) -> OfDirect | None:
+    """Throughput through the router over the direct one, inside each round; None of no round."""
+    ratios = sorted(each.router_tokens_per_s / each.direct_tokens_per_s for each in rounds)
+    if not ratios:
+        return None
+    low, high = (None if rank is None else ratios[rank - 1] for rank in ends(len(ratios)))
+    return OfDirect(statistics.median(ratios), low, high, len(ratios))
+
+
+def ends(n: int) -> tuple[int | None, int | None]:
+    """Ranks (from 1) of the ends of a median's interval; both or none."""
+    low, high = interval_ranks(n, 0.5)
+    return (None, None) if low is None or high is None else (low, high)
 
 
 def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[str, Any], str]:
@@ -48,9 +79,9 @@ def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[s
 
 
 def measure(
-    config_file: Path, variant: str, folder: Path, *, rounds: int, clients: int, tokens: int
+    config_file: Path, variant: str, folder: Path, *, rounds: int, tokens: int
 ) -> list[EngineRound]:
-    """Serve the variant, and load it by both ways in turn; the first round is not kept.
+    """Serve the variant, and load it by both ways in turn; a warm-up comes before.
 
     Raises ConfigError, EngineError, InvalidRunError.
     """
@@ -61,20 +92,28 @@ def measure(
     with LocalServe(file, log=folder / "engine.log", environ=own_ports()) as serve:
         pid = replica(f"{variant}:VariantServer", serve.pid)
         headers = {INTERNAL_TOKEN_HEADER.decode(): internal_token()}
-
-        def tokens_per_s(at_port: int, path: str, more: dict[str, str]) -> float:
-            task = Task(at_port, path, model, clients, 2, tokens, 0.0, "", more)
-            seen = run_client(task)
-            return seen.tokens / seen.wall_s
-
         ways = {
-            "direct": (direct_port(pid), f"/variants/{variant}{CHAT}", headers),
-            "router": (port, CHAT, {}),
+            DIRECT: (direct_port(pid), f"/variants/{variant}{CHAT}", headers),
+            ROUTER: (port, CHAT, {}),
         }
-        kept = []
-        for number in range(rounds + 1):
-            order = list(ways) if number % 2 else list(reversed(ways))
-            seen = {name: tokens_per_s(*ways[name]) for name in order}
-            if number:
-                kept.append(EngineRound(seen["direct"], seen["router"]))
-    return kept
+
+        def ask(way: str, requests: int) -> Seen:
+            at_port, path, more = ways[way]
+            return run_client(Task(at_port, path, model, CLIENTS, requests, tokens, 0.0, "", more))
+
+        for way in ways:
+            ask(way, 1)
+        return [one_round(number, lambda way: ask(way, REQUESTS)) for number in range(rounds)]
+
+
+def one_round(number: int, ask: Callable[[str], Seen]) -> EngineRound:
+    """Two turns of each way, the one within the other; which is outside changes by round."""
+    outer, inner = (DIRECT, ROUTER) if number % 2 == 0 else (ROUTER, DIRECT)
+    seen: dict[str, list[Seen]] = {DIRECT: [], ROUTER: []}
+    for way in (outer, inner, inner, outer):
+        seen[way].append(ask(way))
+    return EngineRound(_tokens_per_s(seen[DIRECT]), _tokens_per_s(seen[ROUTER]))
+
+
+def _tokens_per_s(turns: Sequence[Seen]) -> float:
+    return sum(turn.tokens for turn in turns) / sum(turn.wall_s for turn in turns)

@@ -14,12 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.relay_bench.budgets import CLIENTS, Finding, Verdict
-from loadtests.relay_bench.engine import EngineRound
+from loadtests.relay_bench.engine import EngineRound, OfDirect
 from loadtests.relay_bench.figures import LevelFigures, Spread
 from loadtests.relay_bench.nouns import SAMPLED, SILENT, TRACED, Sample
 
-SCHEMA_VERSION = 1
-STYLES = {Verdict.KEPT: "green", Verdict.MISSED: "bold red", Verdict.NOT_MEASURED: "yellow"}
+SCHEMA_VERSION = 2
+STYLES = {
+    Verdict.KEPT: "green",
+    Verdict.MISSED: "bold red",
+    Verdict.NOT_DECIDED: "yellow",
+    Verdict.NOT_MEASURED: "yellow",
+}
 Rows = list[list[str]]
 
 
@@ -32,7 +37,7 @@ class Document(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
     figures: list[LevelFigures]
     engine: list[EngineRound]
-    engine_of_direct: Spread | None
+    engine_of_direct: OfDirect | None
     findings: list[Finding]
     samples: list[Sample]
 
@@ -115,6 +120,16 @@ def telling_table(
     return header, rows
 
 
+def engine_table(rounds: Sequence[EngineRound]) -> tuple[list[str], Rows]:
+    """A real engine's tokens/s both ways, by round."""
+    header = ["real engine, round", "direct tokens/s", "router tokens/s", "x direct"]
+    rows = []
+    for number, each in enumerate(rounds, 1):
+        direct, router = each.direct_tokens_per_s, each.router_tokens_per_s
+        rows.append([str(number), f"{direct:.1f}", f"{router:.1f}", f"{router / direct:.3f}"])
+    return header, rows
+
+
 def spread_text(value: Spread | None, digits: int) -> str:
     """Median and range, or a dash for what was not measured."""
     if value is None:
@@ -132,17 +147,10 @@ def budget_table(findings: Sequence[Finding]) -> tuple[list[str], Rows]:
 
 
 def _tables(document: Document) -> list[tuple[list[str], Rows]]:
-    tables = [cost_table(document.figures), latency_table(document.figures)]
-    telling = telling_table(document.figures)
-    if telling[1]:
-        tables.append(telling)
-    if document.engine:
-        rows = [
-            [str(n), f"{each.direct_tokens_per_s:.1f}", f"{each.router_tokens_per_s:.1f}"]
-            for n, each in enumerate(document.engine, 1)
-        ]
-        tables.append((["real engine, round", "direct tokens/s", "router tokens/s"], rows))
-    return [*tables, budget_table(document.findings)]
+    found = document.figures
+    tables = [cost_table(found), latency_table(found), telling_table(found)]
+    tables += [engine_table(document.engine), budget_table(document.findings)]
+    return [table for table in tables if table[1]]
 
 
 def print_document(document: Document, console: Console) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from loadtests.relay_bench.budgets import Verdict, judge
-from loadtests.relay_bench.engine import EngineRound, of_direct, one_variant
+from loadtests.relay_bench.engine import EngineRound, OfDirect, of_direct, one_round, one_variant
 from loadtests.relay_bench.figures import MIN_FOR_P99, Spread, figures, percentile, spread
 from loadtests.relay_bench.nouns import (
     DEPLOYED,
@@ -17,6 +17,7 @@ from loadtests.relay_bench.nouns import (
     SILENT,
     TRACED,
     Sample,
+    Seen,
 )
 from loadtests.relay_bench.overhead import MAX_REQUESTS, level
 from serve_app.domain.errors import ConfigError
@@ -122,7 +123,7 @@ def full_run(
     return figures(samples + [sample(name, 1, cost[name], 50 + ttft[name]) for name in cost])
 
 
-RATIO = Spread(0.98, 0.97, 0.99, 3)
+RATIO = OfDirect(0.98, 0.97, 0.99, 10)
 
 
 def verdicts(found):
@@ -156,9 +157,23 @@ class TestBudgets:
         found = judge(full_run(**changed), RATIO)
         assert {each.what for each in found if each.verdict is Verdict.MISSED} == missed
 
-    def test_a_slow_engine_behind_the_router_misses(self):
-        found = judge(full_run(), Spread(0.96, 0.9, 0.99, 3))
-        assert verdicts(found)["a real engine's throughput, x direct"] is Verdict.MISSED
+    @pytest.mark.parametrize(
+        ("low", "high", "n", "verdict", "have"),
+        [
+            (0.97, 1.02, 10, Verdict.KEPT, "0.980 [0.970, 1.020]"),
+            (0.95, 0.9699, 10, Verdict.MISSED, "0.980 [0.950, 0.970]"),
+            (0.9699, 1.02, 10, Verdict.NOT_DECIDED, "0.980 [0.970, 1.020]"),
+            (0.96, 0.97, 10, Verdict.NOT_DECIDED, "0.980 [0.960, 0.970]"),
+            (None, None, 5, Verdict.NOT_DECIDED, "0.980, no interval: need 6 rounds, have 5"),
+        ],
+    )
+    def test_an_engine_is_judged_by_the_whole_interval(self, low, high, n, verdict, have):
+        finding = judge(full_run(), OfDirect(0.98, low, high, n))[-1]
+        assert (finding.what, finding.allowed) == (
+            "a real engine's throughput, x direct",
+            "at least 0.97",
+        )
+        assert (finding.verdict, finding.have) == (verdict, have)
 
     def test_what_was_not_measured_is_not_kept(self):
         samples = [sample(DIRECT), sample(HAPROXY, cpu_us=20), sample(ROUTER, cpu_us=30)]
@@ -175,9 +190,35 @@ class TestBudgets:
 
 class TestEngine:
     def test_the_ratio_is_taken_inside_its_round(self):
-        rounds = [EngineRound(100, 98), EngineRound(10, 9.7), EngineRound(100, 99)]
-        assert of_direct(rounds) == Spread(0.98, 0.97, 0.99, 3)
+        # every other round met a machine ten times slower
+        rounds = [EngineRound(s, s * (0.90 + n / 100)) for n, s in enumerate([100.0, 10.0] * 5)]
+        found = of_direct(rounds)
+        assert found.median == pytest.approx(0.945)
+        # of ten: the second and the last but one, between which the median is with 97.9 %
+        assert (found.low, found.high, found.n) == (pytest.approx(0.91), pytest.approx(0.98), 10)
         assert of_direct([]) is None
+
+    @pytest.mark.parametrize(("n", "has"), [(1, False), (5, False), (6, True)])
+    def test_six_rounds_make_an_interval(self, n, has):
+        found = of_direct([EngineRound(100, 98 + i) for i in range(n)])
+        assert (found.low is not None, found.high is not None) == (has, has)
+        if has:
+            assert (found.low, found.high) == (0.98, 1.03)
+
+    @pytest.mark.parametrize(
+        ("number", "order"),
+        [(0, "direct router router direct"), (3, "router direct direct router")],
+    )
+    def test_a_machine_that_slows_down_evenly_is_in_no_ratio(self, number, order):
+        asked = []
+
+        def ask(way: str) -> Seen:
+            asked.append(way)  # each turn takes 1 s longer than the one before
+            return Seen(1000, 16, [], 10.0 + len(asked), 0.1)
+
+        found = one_round(number, ask)
+        assert asked == order.split()
+        assert found.direct_tokens_per_s == found.router_tokens_per_s == 2000 / 25
 
     def test_one_variant_of_a_serve_file(self):
         args = {"model": "m", "ingress_url": "http://127.0.0.1:8000", "probe_interval_s": 2}

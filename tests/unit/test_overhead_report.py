@@ -20,6 +20,7 @@ from loadtests.relay_bench.nouns import (
     Sample,
 )
 from loadtests.relay_bench.otlp_sink import require_spans, spans_in
+from loadtests.relay_bench.overhead import overhead
 from loadtests.relay_bench.peers import PEERS, environment, litellm_config
 from loadtests.relay_bench.report import (
     SCHEMA_VERSION,
@@ -34,7 +35,7 @@ from loadtests.relay_bench.report import (
     telling_table,
     write,
 )
-from serve_app.domain.errors import InvalidRunError
+from serve_app.domain.errors import ConfigError, InvalidRunError
 
 
 def sample(way: str, number: int, clients: int, cpu_s: float | None, ttft_s: float) -> Sample:
@@ -158,11 +159,27 @@ def test_what_is_printed_and_written_is_the_same(document, tmp_path):
     write(document, tmp_path)
     printed, written = console.file.getvalue(), (tmp_path / "overhead.md").read_text()
     assert written == markdown(document)
-    for text in ("1.50 (1.50-1.50)", "4.0 / -; 10.0/s", "98.0", "not measured", "at most 2.5"):
+    for text in (
+        *("1.50 (1.50-1.50)", "4.0 / -; 10.0/s", "98.0", "0.980", "not measured", "at most 2.5"),
+        *("need 6 rounds, have 1", "not decided"),
+    ):
         assert text in printed
         assert text in written
     raw = (tmp_path / "overhead.json").read_bytes()
     assert msgspec.json.decode(raw, type=Document) == document
+
+
+def test_an_engine_alone_has_no_empty_tables(document):
+    alone = msgspec.structs.replace(document, figures=[], samples=[])
+    text = markdown(alone)
+    assert "| real engine, round | direct tokens/s | router tokens/s | x direct |" in text
+    assert "way, 16 clients" not in text
+    assert "added TTFT P50 / P99 ms; streams/s" not in text
+
+
+def test_an_engine_alone_needs_its_name():
+    with pytest.raises(ConfigError, match="--engine-only needs --engine"):
+        overhead(engine_only=True)
 
 
 def test_the_machine_is_named():
