@@ -98,13 +98,21 @@ def gpus(objects: Objects, *, whole_budget: bool) -> str:
 
 
 def routers(objects: Objects) -> str:
-    """The router's replicas fit the nodes with CPUs, and no place is on the head or beside GPUs."""
+    """The router's replicas fit the nodes with CPUs, and no place is on the head or beside GPUs;
+    the fewest are on more than one node."""
     deployment = serve_config.router(serve_config.content())
     each = float((deployment.get("ray_actor_options") or {}).get("num_cpus", 0))
     if each <= 0:
         raise ManifestError(
             "configs/prod.yaml: VariantRouter needs ray_actor_options {num_cpus: 1}: a replica "
             "that asks for no CPU may be put on the head"
+        )
+    fewest = deployment["autoscaling_config"]["min_replicas"]
+    per_node = deployment.get("max_replicas_per_node", fewest)
+    if per_node >= fewest:
+        raise ManifestError(
+            f"configs/prod.yaml: all {fewest} routers may be on one node, and end with it: set "
+            f"max_replicas_per_node below min_replicas, have {per_node}"
         )
     cluster = ray_service(objects)["spec"]["rayClusterConfig"]
     if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
@@ -116,11 +124,11 @@ def routers(objects: Objects) -> str:
             raise ManifestError(
                 f"group {group['groupName']} offers {cpus:g} CPUs: routers would keep GPUs busy"
             )
-        room += int(cpus // each) * group["maxReplicas"]
+        room += min(per_node, int(cpus // each)) * group["maxReplicas"]
     most = deployment["autoscaling_config"]["max_replicas"]
     if room < most:
         raise ManifestError(f"{most} routers of {each:g} CPU, room for {room}: raise maxReplicas")
-    return f"{most} of {each:g} CPU, room for {room}"
+    return f"{most} of {each:g} CPU, {per_node} per node, room for {room}"
 
 
 def endings(objects: Objects) -> str:
@@ -162,7 +170,7 @@ def endings(objects: Objects) -> str:
 
 def same_environment(objects: Objects) -> str:
     """Every Ray container has the HAProxy settings of `make serve`, and all have the same."""
-    lines = re.findall(r"^export (RAY_SERVE_\w+) \?= (\S+)$", (ROOT / "Makefile").read_text(), re.M)
+    lines = re.findall(r"^export (RAY_SERVE_\w+) \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)
     wanted = {name: value for name, value in lines if "$" not in value}
     for label, template in pod_templates((ray_service(objects),)):
         have = {

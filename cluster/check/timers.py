@@ -26,6 +26,9 @@ WEIGHTS_S = 60.0
 """Assumed: 16 GB from S3 at 300 MB/s, checked on the way; nothing on a node that has them."""
 ENGINE_S = 120.0
 """Assumed: vLLM loads, profiles and captures graphs; warm kernels."""
+EMPTYING_S = 310.0
+"""Serve waits so long after the last change, and looks every ten seconds, for a node whose replicas
+have room on others (RAY_SERVE_NODE_COMPACTION_DELAY_S, Ray's default)."""
 NO_FLAP_S = 60.0
 """An empty node waits at least so long for the pod that follows."""
 
@@ -74,14 +77,25 @@ def up(times: Times, push_s: float, *, wakes: bool = False) -> Series:
     return Series("wake" if wakes else "up", (*([] if wakes else seen), *rest))
 
 
-def down(times: Times, ray_idle_s: float, karpenter_s: float) -> Series:
-    """From the end of the need for a replica to the end of its node, and of its price."""
+def down(times: Times, ray_idle_s: float, karpenter_s: float, *, is_left: bool = False) -> Series:
+    """From the end of the need for a replica to the end of its node, and of its price.
+
+    `is_left`: replicas are left on more nodes than they need, and Serve moves them first.
+    """
+    answers = Step("its last answers", times.longest_answer_s, "request_timeout_ms")
+    moved = [
+        Step("Serve finds a node to empty", EMPTYING_S, "Serve's delay and interval"),
+        Step("the weights", WEIGHTS_S, "assumed"),
+        Step("the engine", ENGINE_S, "assumed"),
+        answers,
+    ]
     return Series(
-        "down",
+        "down, leftovers" if is_left else "down",
         (
             Step("the mean that is scaled on", times.look_back_s, "look_back_period_s"),
             Step("the policy's delay", times.downscale_delay_s, "downscale_delay_s"),
-            Step("its last answers", times.longest_answer_s, "request_timeout_ms"),
+            answers,
+            *(moved if is_left else []),
             Step("Ray calls the node idle", ray_idle_s, "idleTimeoutSeconds"),
             Step("Karpenter calls it empty", karpenter_s, "consolidateAfter"),
         ),
@@ -101,8 +115,9 @@ def idle_timeouts(service: Manifest) -> dict[str, float]:
 
 def series_of(
     objects: tuple[Manifest, ...], nodes: tuple[Manifest, ...], times: Times
-) -> tuple[Series, Series, Series]:
-    """Up, wake and down, the slowest of each. Raises ManifestError for timers out of order."""
+) -> tuple[Series, ...]:
+    """Up, wake, down and down with leftovers, the slowest of each. Raises ManifestError for timers
+    out of order."""
     service = ray_service(objects)
     idle = idle_timeouts(service)
     pools = {each["metadata"]["name"]: each["spec"] for each in of_kind(nodes, "NodePool")}
@@ -114,10 +129,12 @@ def series_of(
         raise ManifestError("; ".join(faults))
     push_s = _environment(service, "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S")
     slowest = max(seconds for seconds in after.values() if seconds is not None)
+    idle_s = max(idle.values())
     return (
         up(times, push_s),
         up(times, push_s, wakes=True),
-        down(times, max(idle.values()), slowest),
+        down(times, idle_s, slowest),
+        down(times, idle_s, slowest, is_left=True),
     )
 
 

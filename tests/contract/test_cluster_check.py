@@ -113,6 +113,13 @@ class TestTheChecksSeeWhatBreaks:
         with pytest.raises(ManifestError):
             agreement.routers(prod)
 
+    def test_routers_that_may_all_be_on_one_node(self, prod, monkeypatch):
+        config = content()
+        config["applications"][0]["deployments"][0]["max_replicas_per_node"] = 3
+        monkeypatch.setattr(agreement.serve_config, "content", lambda: config)
+        with pytest.raises(ManifestError, match="on one node"):
+            agreement.routers(prod)
+
     @pytest.mark.parametrize("seconds", [630, 659, 660])
     def test_a_pod_that_is_killed_before_its_streams_end(self, prod, seconds):
         group(prod, "l4")["template"]["spec"]["terminationGracePeriodSeconds"] = seconds
@@ -137,6 +144,12 @@ class TestTheChecksSeeWhatBreaks:
         env = group(prod, "h100")["template"]["spec"]["containers"][0]["env"]
         next(each for each in env if each["name"].endswith("CLIENT_S"))["value"] = "3600"
         with pytest.raises(ManifestError, match="TIMEOUT_CLIENT_S"):
+            agreement.same_environment(prod)
+
+    def test_a_setting_of_two_words_that_is_missing(self, prod):
+        container = group(prod, "l4")["template"]["spec"]["containers"][0]
+        container["env"] = [each for each in container["env"] if "RETRY_ON" not in each["name"]]
+        with pytest.raises(ManifestError, match="conn-failure empty-response"):
             agreement.same_environment(prod)
 
     def test_a_vpc_of_other_subnets(self, prod):

@@ -179,10 +179,11 @@ class TestTimers:
         return timers.series_of((broken,), nodes, times(content()))
 
     def test_waits_add_up(self):
-        up, wake, down = self.series(service())
+        up, wake, down, leftovers = self.series(service())
         assert up.total_s == sum(step.seconds for step in up.steps)
         assert wake.total_s == up.total_s - 15 - 2 - 2
         assert down.total_s == 15 + 300 + 600 + 600 + 300
+        assert leftovers.total_s == down.total_s + 310 + 60 + 120 + 600
 
     def test_a_node_must_outlast_the_policys_delay_and_an_engines_start(self):
         with pytest.raises(ManifestError, match="come and go"):
