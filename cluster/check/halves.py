@@ -7,14 +7,19 @@ GenerateHashWithoutReplicasAndWorkersToDelete), and worker groups added at the e
 """
 
 import copy
+import shutil
 import subprocess
 import tarfile
 import tempfile
 from io import BytesIO
 from pathlib import Path
 
-from cluster.check.fault import ManifestError
+from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.render import ROOT, Manifest, ray_service, render
+
+
+class MissingAtError(ManifestError):
+    """A commit has no cluster/."""
 
 
 def halves_changed(old: Manifest, new: Manifest) -> tuple[bool, bool]:
@@ -38,20 +43,58 @@ def check_halves(old: Manifest, new: Manifest) -> str:
     return "put to the running cluster" if config else "no change of what runs"
 
 
-def render_at(reference: str, overlay: str) -> Manifest:
-    """The RayService of an overlay as of a commit. Raises ManifestError."""
+def render_at(reference: str, overlay: str, root: Path = ROOT) -> Manifest:
+    """The RayService of an overlay as of a commit. Raises ManifestError, a MissingAtError where
+    the commit has no cluster/."""
     archive = subprocess.run(
         ["git", "archive", reference, "cluster", "configs"],
-        cwd=ROOT, capture_output=True, check=False,
+        cwd=root, capture_output=True, check=False,
     )  # fmt: skip
     if archive.returncode:
-        raise ManifestError(
+        raise MissingAtError(
             f"git has no cluster/ at {reference}: {archive.stderr.decode().strip()}"
         )
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
             tar.extractall(folder, filter="data")
         return ray_service(render(Path(folder) / "cluster" / "overlays" / overlay))
+
+
+def check_last_change(overlay: str, root: Path = ROOT) -> str:
+    """`check_halves` of what is committed: HEAD against where its branch left main, on main itself
+    against the commit before. Raises UncheckedError where git has no such history."""
+    before = compared_with(root)
+    head = render_at("HEAD", overlay, root)
+    try:
+        return check_halves(render_at(before, overlay, root), head)
+    except MissingAtError as error:
+        raise UncheckedError(str(error)) from error
+
+
+def compared_with(root: Path) -> str:
+    """The commit that HEAD is a change of. Raises UncheckedError without one."""
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        raise UncheckedError(f"{root} has no git history: nothing to compare with")
+    mains = [_git(root, "rev-parse", "--verify", name) for name in ("main", "origin/main")]
+    known = [each for each in mains if each]
+    base = None if head in known or not known else _git(root, "merge-base", "HEAD", known[0])
+    if base not in (None, head):
+        return str(base)
+    parent = _git(root, "rev-parse", "--verify", "HEAD~1")
+    if parent is None:
+        raise UncheckedError("git has no commit before HEAD: fetch two at least (fetch-depth: 2)")
+    return parent
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says; None where it refuses or is not there."""
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _makes_a_cluster(old: Manifest, new: Manifest) -> bool:

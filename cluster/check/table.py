@@ -1,12 +1,16 @@
 """Every check with its verdict: pass, fail, or not made here and why."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from cluster.check import (
+    account,
     agreement,
+    charts,
     files,
+    jobs,
     kuberay,
     references,
     rollout_job,
@@ -16,6 +20,8 @@ from cluster.check import (
 )
 from cluster.check.commands import README, check_commands
 from cluster.check.fault import ManifestError, UncheckedError
+from cluster.check.halves import check_last_change
+from cluster.check.mentions import check_mentions
 from cluster.check.render import OVERLAYS, ROOTS, Manifest, plain_manifests, ray_service, rendered
 from cluster.check.rules import check_rules
 from serve_app.domain.errors import QuantileError
@@ -44,6 +50,8 @@ def rows() -> Iterator[Row]:
         yield row("names exist", file, partial(_references, (manifest,)))
         yield row("hardened", file, partial(references.hardened, (manifest,)))
         yield row("one image", file, partial(one_image, manifest))
+        yield row("one name", file, partial(jobs.names_are_served, (manifest,)))
+        yield row("ends", file, partial(jobs.jobs_end, (manifest,)))
     yield row("schema, strict", "cluster/eks/cluster.yaml", _eksctl)
     for name in OVERLAYS:
         yield from _overlay(name)
@@ -51,11 +59,18 @@ def rows() -> Iterator[Row]:
         yield row("names exist", job, partial(_references_of, job))
         yield row("hardened", job, partial(_hardened_of, job))
     yield row("rollout", rollout_job.ROOT_FOLDER, _rollout)
+    yield row("restarts", "cluster/jobs/preload", _preload)
+    yield row("ends", "cluster/jobs/loadtest", _loadtest_ends)
     yield row("AWS rights", "cluster/eks/cluster.yaml", _rights)
+    yield row("nodes join", "cluster/eks/cluster.yaml", _nodes_join)
+    yield row("vCPUs", "cluster/README.md", _quotas)
+    yield row("one image", "cluster/README.md", lambda: readme_tag(README.read_text("utf-8")))
+    yield row("GPUs appear", "cluster/karpenter", _plugin)
     yield row("pins", "cluster/image/Dockerfile", files.check_dockerfile)
-    yield row("pins", "cluster/helm", files.check_charts)
+    yield row("charts", "cluster/helm", charts.check_charts)
     yield row("alerts", "cluster/monitoring", check_rules)
     yield row("commands", "cluster/README.md", lambda: check_commands(README.read_text("utf-8")))
+    yield row("mentions", "cluster", check_mentions)
 
 
 def row(what: str, where: str, check: Callable[[], str]) -> Row:
@@ -95,6 +110,9 @@ def _overlay(name: str) -> Iterator[Row]:
     yield of("disruption", references.disruption_budgets)
     yield of("endpoints", references.endpoints)
     yield of("hardened", references.hardened)
+    yield of("listener", account.listeners)
+    yield of("traces", lambda objects: charts.traces_arrive(objects, charts.read_charts()[0]))
+    yield row("one half", root, partial(check_last_change, name))
     yield row("timers", root, lambda: _timers(name))
 
 
@@ -150,6 +168,15 @@ def one_image(manifest: Manifest) -> str:
     return ", ".join(sorted(each.rpartition("/")[2] for each in have)) or "none"
 
 
+def readme_tag(readme: str) -> str:
+    """The README builds and pushes the tag that kustomize puts into the manifests."""
+    built = set(re.findall(r"^export TAG=(\S+)$", readme, re.M))
+    known = {each["newTag"] for each in agreement.image_table() if "newTag" in each}
+    if built != known:
+        raise ManifestError(f"README builds tag {sorted(built)}, cluster/image has {sorted(known)}")
+    return ", ".join(sorted(known))
+
+
 def _rights() -> str:
     return references.rights(
         agreement.eks_config(), rendered("cluster/overlays/prod"), rendered("cluster/jobs/loadtest")
@@ -159,6 +186,27 @@ def _rights() -> str:
 def _rollout() -> str:
     objects = rendered(rollout_job.ROOT_FOLDER)
     return rollout_job.fits(objects, rendered("cluster/overlays/prod"))
+
+
+def _nodes_join() -> str:
+    return account.nodes_may_join(agreement.eks_config())
+
+
+def _quotas() -> str:
+    prod, nodes = rendered("cluster/overlays/prod"), rendered("cluster/karpenter")
+    return account.quotas(README.read_text("utf-8"), prod, nodes, agreement.eks_config())
+
+
+def _plugin() -> str:
+    return charts.plugin_finds_nodes(rendered("cluster/karpenter"), charts.read_charts()[1])
+
+
+def _preload() -> str:
+    return jobs.restarts_with_its_config(rendered("cluster/jobs/preload"))
+
+
+def _loadtest_ends() -> str:
+    return jobs.jobs_end(rendered("cluster/jobs/loadtest"))
 
 
 def _timers(name: str) -> str:

@@ -2,6 +2,7 @@
 # Install or upgrade the charts of helm/versions.yaml, at the versions pinned there.
 set -euo pipefail
 cd "$(dirname "$0")/../helm"
+python3 -c 'import yaml' 2>/dev/null || { echo "install.sh: python3 has no PyYAML; put the project's first: PATH=\$PWD/.venv/bin:\$PATH" >&2; exit 2; }
 # KubeRay's CRDs are too large for a client-side apply, and Helm never upgrades CRDs: put them first.
 python3 - versions.yaml <<'END' | while IFS=$'\t' read -r name namespace repository version; do
 import sys, yaml
