@@ -57,6 +57,9 @@ def test_every_alert_is_expected_to_fire_somewhere():
         ("or 0 * count by (application, variant) (", "or count by (application, variant) (",
          "serving"),
         ('status=~"5.."', 'status=~"[45].."', "slo"),
+        (">= 20", ">= 2", "variants"),
+        (">= 50", ">= 5", "variants"),
+        ('ray-head",endpoint="metrics"', 'ray-head"', "variants"),
     ],
 )  # fmt: skip
 def test_the_tests_notice_a_wrong_rule(tmp_path, text, broken, test):
