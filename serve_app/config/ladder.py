@@ -21,9 +21,10 @@ class LadderConfig(StrictModel):
     rungs: Annotated[tuple[VariantName, ...], Field(min_length=2)]
     """Variants from the best quality to the cheapest, as `[bf16, int8, gptq]`."""
     ttft_p95_ms: Positive | None = None
-    """The SLO: at most 5 % of the answers begin later."""
+    """The SLO: at most 5 % of the streams begin later. Answers that are no streams tell nothing of
+    it; where there are no others, give `max_in_flight`."""
     tpot_p95_ms: Positive | None = None
-    """The SLO: at most 5 % take longer per token after the first. Known of answers whose `usage`
+    """The SLO: at most 5 % take longer per token after the first. Known of streams whose `usage`
     reaches the router."""
     max_in_flight: dict[VariantName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Most requests in flight on a rung, per router replica: the highest concurrency at which a

@@ -102,7 +102,7 @@
 
   function sparkline(name, latency) {
     const label = latency
-      ? `${name}: P50 ${time(latency.ttft_s.p50)}, P95 ${time(latency.ttft_s.p95)}, P99 ${time(latency.ttft_s.p99)} of ${latency.n} answers in the last minute`
+      ? `${name}: P50 ${time(latency.ttft_s.p50)}, P95 ${time(latency.ttft_s.p95)}, P99 ${time(latency.ttft_s.p99)} of ${latency.n} streams in the last minute`
       : `${name}: no answers yet`;
     const drawn = hue(svg("svg", { class: "spark", viewBox: "0 0 150 40", role: "img", "aria-label": label }), name);
     if (!latency) return drawn;

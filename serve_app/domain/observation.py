@@ -13,8 +13,9 @@ class Observation:
 
     variant: str
     status: int
-    ttft_s: float
-    """To the first byte of the answer's body."""
+    ttft_s: float | None
+    """To the first byte of the body of a stream that began; None: the answer was no stream, whose
+    first byte comes with its last token, or a stream without a byte."""
     duration_s: float
     """To its last byte."""
     completion_tokens: int | None = None
@@ -24,7 +25,7 @@ class Observation:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; None for fewer than two tokens."""
-        if self.completion_tokens is None or self.completion_tokens < 2:
+        """Time per output token after the first; None without a TTFT or for fewer than two."""
+        if self.ttft_s is None or self.completion_tokens is None or self.completion_tokens < 2:
             return None
         return (self.duration_s - self.ttft_s) / (self.completion_tokens - 1)

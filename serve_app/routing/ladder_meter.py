@@ -186,7 +186,8 @@ class LadderMeter:
             rung.ttft.add(ttft_s, began_s, rung.depth_at(began_s), now_s)
 
     def ended(self, observation: Observation | None, variant: str, now_s: float) -> None:
-        """Its answer ended; None: there was none. Refusals and broken answers are not timed."""
+        """Its answer ended; None: there was none, or none to learn from. Refusals and broken
+        answers are not timed; one that was no stream has a duration, but no TTFT and no TPOT."""
         rung = self._rungs.get(variant)
         if rung is None:
             return
@@ -196,7 +197,7 @@ class LadderMeter:
         known_s, took_s = rung.duration_s, observation.duration_s
         rung.duration_s = took_s if known_s is None else known_s + _RECENT * (took_s - known_s)
         began_s = now_s - took_s
-        if not self._tells_first:
+        if not self._tells_first and observation.ttft_s is not None:
             rung.ttft.add(observation.ttft_s, began_s, rung.depth_at(began_s), now_s)
         if observation.tpot_s is not None:
             depth = rung.mean_depth_since(began_s, now_s)

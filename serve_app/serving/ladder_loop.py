@@ -124,12 +124,13 @@ class LadderLoop:
             self._meter.started(variant, self._clock())
 
     def first_byte(self, variant: str, ttft_s: float) -> None:
-        """Its answer began. May be left out: then the TTFT is known at its end, which is later."""
+        """Its answer, a stream, began. May be left out for all: then the TTFT is known at its end,
+        which is later."""
         if self._meter is not None:
             self._meter.first_byte(variant, ttft_s, self._clock())
 
     def ended(self, observation: Observation | None, variant: str) -> None:
-        """It is over; `observation` None: without an answer. Once for every `started`."""
+        """It is over; `observation` None: without an answer that teaches. Once per `started`."""
         if self._meter is not None:
             self._meter.ended(observation, variant, self._clock())
 

@@ -1,6 +1,7 @@
 """Times to first token of the last minutes by variant: what the console's sparklines show.
 
-Of one router replica. An answer costs two additions to buckets: a few microseconds.
+Of one router replica; of streams, since no other answer has a first token. One costs two additions
+to buckets: a few microseconds.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ class RecentLatency:
     def view(self, name: str, now_s: float) -> dict[str, Any] | None:
         """Quantiles (s) of the last minute, and of each step of the last five; None: no answer yet.
 
-        A step without answers is None, so that a gap is a gap.
+        `n` counts the streams of the last minute. A step without one is None: a gap is a gap.
         """
         variant = self._variants.get(name)
         return None if variant is None else variant.view(now_s)
@@ -65,7 +66,7 @@ class _Variant:
             step = self._steps[index % N_STEPS] = _Step(index)
         if seen.status >= _FAILED:
             step.n_failed += 1
-        elif seen.status < 400:
+        elif seen.status < 400 and seen.ttft_s is not None:
             step.times.add(seen.ttft_s, 0.0)
             self._recent.add(seen.ttft_s, now_s)
 

@@ -28,11 +28,17 @@ from serve_app.serving.request_head import RequestHead, parse_head
 from serve_app.serving.router_gauges import Repeating, tell
 from serve_app.serving.served_alias import Flight, ServedAlias
 from serve_app.serving.shadow_tap import Tap
+from serve_app.serving.sse import is_stream
 from serve_app.serving.watch import Watch
 from serve_app.telemetry.meters import Meters
 from serve_app.telemetry.request_log import Answered, log_answer
 from serve_app.telemetry.tracing import SPAN, RequestSpan
 
+GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""Their answers have latencies, which are told and teach the ladder; others' are not like them."""
+TOKENIZING_PATHS = frozenset({"/tokenize", "/detokenize"})
+"""They take up no room in an engine, so the ladder does not count them; it moves them with their
+session."""
 HTTP_OK, HTTP_BAD_REQUEST = 200, 400
 STARTED = "quantile.answer_started"
 """Set in a scope once its answer has begun: from then on there is no other answer to give."""
@@ -172,7 +178,8 @@ class RequestPath:
             ticket.release()
 
     async def _relay_to_variant(self, asked: "_Asked", send: Send) -> None:
-        flight = Flight(self._ladders, self._in_flight)
+        ladders = () if asked.scope["path"] in TOKENIZING_PATHS else self._ladders
+        flight = Flight(ladders, self._in_flight)
         try:
             decision = self._decide(asked)
             own_s = asked.parsed_s + self._clock() - asked.ticket.began_s
@@ -182,7 +189,8 @@ class RequestPath:
                 decision, asked.scope, asked.body, asked.deadline_s
             )
             flight.to(variant)
-            flight.began(self._clock() - asked.watch.arrived_s)
+            if _streams(answer):
+                flight.began(self._clock() - asked.watch.arrived_s)
             await self._pass_back(asked, send, RouteDecision(variant, reason), answer, flight)
         finally:
             flight.over(None)
@@ -191,7 +199,8 @@ class RequestPath:
         self, asked: "_Asked", send: Send, taken: RouteDecision, answer: Answer, flight: Flight
     ) -> None:
         variant, watch, ticket = taken.variant, asked.watch, asked.ticket
-        status = answer.status  # which is not the answer's any more once it is released
+        # which are not the answer's any more once it is released
+        status, streams = answer.status, _streams(answer)
         self._meters.router.answered(variant, taken.reason, status)
         tap = self._tap(asked, variant) if status == HTTP_OK else None
         if tap is not None:
@@ -219,11 +228,13 @@ class RequestPath:
         else:
             answer.release()
         finally:
-            seen = watch.observation(variant, status, ending is Ending.WHOLE)
+            seen = watch.observation(variant, status, ending is Ending.WHOLE, streams)
             self._attempts.observe(variant, status, ending)
-            self._meters.router.observed(seen)
+            generates = path in GENERATING_PATHS
+            if generates:
+                self._meters.router.observed(seen)
             self.latency.observe(seen, self._clock())
-            flight.over(seen)
+            flight.over(seen if generates else None)
             told = _CLIENT_LEFT if ending is None else str(ending)
             if span is not None:
                 span.answered(seen, told)
@@ -257,7 +268,7 @@ class RequestPath:
         decision = decide(
             served.rules, caller, pin=pin, ladder_bp=ladder_bp, unavailable=unavailable
         )
-        if ladder_bp is not None:
+        if ladder_bp is not None and asked.scope["path"] not in TOKENIZING_PATHS:
             served.ladder.decided(decision, caller)
         return decision
 
@@ -300,6 +311,12 @@ def _log(
             None if span is None else span.trace_id,
         )
     )
+
+
+def _streams(answer: Answer) -> bool:
+    """Whether it has a first token that comes before its last: by what the variant says it is, as a
+    request may ask for a stream in vain."""
+    return answer.status == HTTP_OK and is_stream(header(answer.headers, b"content-type"))
 
 
 def _caller(head: RequestHead, scope: Scope, rules: AliasRules, ticket: Ticket) -> Caller:

@@ -37,23 +37,19 @@ from serve_app.serving.http import (
 from serve_app.serving.model_list import model_entry, model_list
 from serve_app.serving.openapi import OPENAPI_PATH, openapi_document
 from serve_app.serving.relay import Relay
-from serve_app.serving.request_path import STARTED, RequestPath
+from serve_app.serving.request_path import (
+    GENERATING_PATHS,
+    STARTED,
+    TOKENIZING_PATHS,
+    RequestPath,
+)
 from serve_app.serving.serve_status import Applications, ServeStatus
 from serve_app.serving.sleepers import ServeSleepers, Sleepers
 from serve_app.serving.status import STATUS_AGE_S, status_of
 from serve_app.telemetry.meters import Meters
 from serve_app.telemetry.request_log import log_refusal
 
-RELAYED_PATHS = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/responses",
-        "/tokenize",
-        "/detokenize",
-    }
-)
+RELAYED_PATHS = GENERATING_PATHS | TOKENIZING_PATHS | {"/v1/embeddings"}
 _MODELS, _STATUS = "/v1/models", "/status"
 _OWN_PATHS = (_MODELS, _STATUS, CONSOLE, OPENAPI_PATH, "/healthz", "/readyz")
 _NO_VARIANT = "none"

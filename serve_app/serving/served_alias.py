@@ -73,12 +73,12 @@ class Flight:
                 ladder.started(variant)
 
     def began(self, ttft_s: float) -> None:
-        """Its answer began."""
+        """Its answer, a stream, began."""
         for ladder in self._ladders:
             ladder.first_byte(self._variant or "", ttft_s)
 
     def over(self, seen: Observation | None) -> None:
-        """It is over; `seen` None: without an answer. Again does nothing."""
+        """It is over; `seen` None: without an answer that teaches. Again does nothing."""
         if self._variant is not None:
             for ladder in self._ladders:
                 ladder.ended(seen, self._variant)

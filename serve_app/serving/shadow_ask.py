@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Callable
 
 from serve_app.routing.shadowing import Drop
+from serve_app.serving.http import header
 from serve_app.serving.relay import Answer, Relay, VariantBusyError, VariantDownError
 from serve_app.serving.shadow_compare import End
 from serve_app.serving.shadow_request import UnreadableRequestError, without_pin
 from serve_app.serving.shadow_tap import Tap
+from serve_app.serving.sse import is_stream
 from serve_app.serving.upstream import UpstreamTruncatedError
 
 
@@ -62,7 +64,7 @@ async def _take_in(answer: Answer, tap: Tap, asked_s: float, clock: Callable[[],
         if not tap.hold(len(piece)):
             raise DroppedError(Drop.BYTES_HELD)
 
-    status = answer.status
+    status, streams = answer.status, is_stream(header(answer.headers, b"content-type"))
     try:
         await answer.hand_on(keep)
     except BaseException:
@@ -70,7 +72,8 @@ async def _take_in(answer: Answer, tap: Tap, asked_s: float, clock: Callable[[],
         raise
     answer.release()
     now_s = clock()
-    end = End(status, (now_s if first_s is None else first_s) - asked_s, now_s - asked_s)
+    ttft_s = first_s - asked_s if streams and first_s is not None else None
+    end = End(status, ttft_s, now_s - asked_s)
     if status >= 500:
         raise DroppedError(Drop.SHADOW_FAILED, end)
     if status != 200:

@@ -29,7 +29,8 @@ class End:
     """How one of the two answers ended. Times in seconds, from the request's being sent."""
 
     status: int
-    ttft_s: float
+    ttft_s: float | None
+    """Of a stream; None: it was none."""
     duration_s: float
 
 

@@ -32,7 +32,8 @@ class ShadowTally:
         self._mirrored[kind] += 1
         self._metrics.shadow_mirrored(primary, shadow, kind)
         for side, end in zip(("primary", "shadow"), ends, strict=True):
-            self._metrics.shadow_latency(primary, shadow, f"{side}_ttft", end.ttft_s)
+            if end.ttft_s is not None:
+                self._metrics.shadow_latency(primary, shadow, f"{side}_ttft", end.ttft_s)
             self._metrics.shadow_latency(primary, shadow, f"{side}_duration", end.duration_s)
         if not is_greedy:
             return

@@ -86,7 +86,7 @@ class Tap:
             self._is_begun = True
             self._owner.begin(self)
 
-    def ended(self, status: int, whole: bool, ttft_s: float, duration_s: float) -> None:
+    def ended(self, status: int, whole: bool, ttft_s: float | None, duration_s: float) -> None:
         """The primary's answer is over; not `whole`: it broke off, or its client left."""
         if self.is_over or self.primary_end.done():
             return

@@ -51,15 +51,15 @@ class Watch:
         tail = (self._before[-_TAIL_BYTES:] + self._last)[-_TAIL_BYTES:]
         return Usage(_last_number(_PROMPT, tail), _last_number(_COMPLETION, tail))
 
-    def observation(self, variant: str, status: int, whole: bool) -> Observation:
-        """The request as it ended, now."""
+    def observation(self, variant: str, status: int, whole: bool, streams: bool) -> Observation:
+        """The request as it ended, now; `streams`: its answer is a stream of events."""
         now_s = self._clock()
-        first_s = now_s if self.first_s is None else self.first_s
+        first_s = self.first_s if streams else None
         usage = self.usage()
         return Observation(
             variant=variant,
             status=status,
-            ttft_s=first_s - self.arrived_s,
+            ttft_s=None if first_s is None else first_s - self.arrived_s,
             duration_s=now_s - self.arrived_s,
             completion_tokens=usage.completion_tokens,
             whole=whole,

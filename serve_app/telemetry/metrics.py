@@ -125,7 +125,8 @@ class ServeMetrics:
         if not seen.whole or seen.status >= 400:
             return
         tags = {"variant": seen.variant}
-        self._ttft.observe(seen.ttft_s, tags=tags)
+        if seen.ttft_s is not None:
+            self._ttft.observe(seen.ttft_s, tags=tags)
         self._duration.observe(seen.duration_s, tags=tags)
         if seen.tpot_s is not None:
             self._tpot.observe(seen.tpot_s, tags=tags)

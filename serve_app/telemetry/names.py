@@ -75,19 +75,19 @@ ROUTER_DEADLINES = MetricName(
 )
 ROUTER_TTFT = HistogramName(
     "quantile_router_ttft_seconds",
-    "From the whole request at the router to the first byte of its answer's body.",
+    "Of whole streams: from the whole request at the router to the first byte of the body.",
     ("variant",),
     TTFT_BUCKETS_S,
 )
 ROUTER_TPOT = HistogramName(
     "quantile_router_tpot_seconds",
-    "Time per output token after the first, of answers that tell their usage.",
+    "Time per output token after the first, of whole streams that tell their usage.",
     ("variant",),
     TPOT_BUCKETS_S,
 )
 ROUTER_DURATION = HistogramName(
     "quantile_router_duration_seconds",
-    "From the whole request at the router to the last byte of its answer.",
+    "Of whole generations, streams or not: from the whole request at the router to the last byte.",
     ("variant",),
     TTFT_BUCKETS_S,
 )

@@ -46,7 +46,7 @@ def log_answer(answered: Answered) -> None:
         "variant": seen.variant,
         "route_reason": answered.reason,
         "status": seen.status,
-        "ttft_ms": round(1000 * seen.ttft_s, 2),
+        "ttft_ms": None if seen.ttft_s is None else round(1000 * seen.ttft_s, 2),
         "duration_ms": round(1000 * seen.duration_s, 2),
         "prompt_tokens": seen.prompt_tokens,
         "completion_tokens": seen.completion_tokens,

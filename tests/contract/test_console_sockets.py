@@ -36,7 +36,8 @@ async def router(plane, tmp_path, monkeypatch):
 
 
 async def test_requests_are_in_the_stream_a_second_later(router):
-    router.scripts["int8"] = [lambda peer: peer.say(answer(b"{}", b"x-variant: int8"))]
+    streamed = answer(b"data: {}\n\n", b"x-variant: int8", b"content-type: text/event-stream")
+    router.scripts["int8"] = [lambda peer: peer.say(streamed)]
     async with httpx.AsyncClient(base_url=router.url, timeout=10) as client:
         async with client.stream("GET", "/console/events") as stream:
             lines = (line async for line in stream.aiter_lines() if line)

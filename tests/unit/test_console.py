@@ -83,19 +83,27 @@ class TestDevices:
 
 class TestRecentLatency:
     def seen(self, ttft_s, status=200):
-        return Observation("a", status, ttft_s, ttft_s + 1)
+        return Observation("a", status, ttft_s, 1.0)
 
     def test_a_gap_is_a_gap_and_errors_have_no_part_in_times(self):
         latency = RecentLatency()
         for _ in range(100):
             latency.observe(self.seen(0.1), 1000.0)
         latency.observe(self.seen(5.0, 503), 1000.0)
+        latency.observe(self.seen(None), 1000.0)  # no stream
         latency.observe(self.seen(0.4), 1000.0 + 2 * STEP_S)
         view = latency.view("a", 1000.0 + 2 * STEP_S)
         assert [x and round(x, 2) for x in view["steps"]["p50"][-3:]] == [0.1, None, 0.4]
         assert (view["n"], view["n_failed"]) == (101, 1)
         assert view["ttft_s"]["p50"] == pytest.approx(0.1, rel=0.02)
         assert len(view["steps"]["p99"]) == N_STEPS
+
+    def test_of_answers_that_are_no_streams_failures_alone_are_told(self):
+        latency = RecentLatency()
+        for status in (200, 500):
+            latency.observe(self.seen(None, status), 1000.0)
+        view = latency.view("a", 1000.0)
+        assert (view["n"], view["n_failed"], view["ttft_s"]["p50"]) == (0, 1, None)
 
     def test_what_is_old_is_forgotten(self):
         latency = RecentLatency()

@@ -188,6 +188,20 @@ def test_refusals_and_broken_answers_are_not_timed_but_end(bad):
     assert (rung["in_flight"], rung["ttft_p95_s"]) == (0, None)
 
 
+def test_answers_that_are_no_streams_take_up_room_and_teach_no_ttft_however_long_they_take():
+    bench = Bench(LEARNING)
+    for _ in range(40):
+        bench.loop.started("bf16")
+    assert bench.loop.view()["rungs"]["bf16"]["in_flight"] == 40
+    bench.clock.now_s += 9.0
+    for _ in range(40):
+        bench.answer("bf16", ttft_s=None, took_s=9.0)
+    bench.pass_s(0.25)
+    rung = bench.loop.view()["rungs"]["bf16"]
+    assert (rung["ttft_p95_s"], rung["tpot_p95_s"], rung["limit"]) == (None, None, None)
+    assert (rung["in_flight"], rung["share_bp"]) == (0, 10_000)
+
+
 def test_other_variants_and_surplus_ends_do_no_harm():
     bench = Bench()
     bench.loop.started("fp8")

@@ -24,6 +24,7 @@ LADDER = {
     "ttft_p95_ms": 1000,
 }
 USAGE = b'{"usage":{"prompt_tokens":30,"completion_tokens":12,"total_tokens":42}}'
+STREAM = (b'data: {"choices":[]}\n\n', b"data: " + USAGE + b"\n\n", b"data: [DONE]\n\n")
 
 
 class Router:
@@ -267,11 +268,61 @@ async def test_a_configuration_that_cannot_be_kept_changes_nothing(router, keys,
 async def test_latencies_and_tokens_are_observed(router):
     router.configure()
     router.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    router.relay.scripts["b"] = lambda: FakeAnswer(*STREAM, headers=EVENTS)
     await router.chat()
-    (seen,) = router.meters.router.seen
-    assert (seen.variant, seen.status, seen.whole) == ("a", 200, True)
-    assert (seen.prompt_tokens, seen.completion_tokens) == (30, 12)
-    assert 0 < seen.ttft_s <= seen.duration_s
+    await router.chat(model="m@b", stream=True)
+    whole, streamed = router.meters.router.seen
+    assert (whole.variant, whole.status, whole.whole) == ("a", 200, True)
+    assert (whole.prompt_tokens, whole.completion_tokens) == (30, 12)
+    assert (whole.ttft_s, whole.tpot_s) == (None, None) and whole.duration_s > 0
+    assert (streamed.variant, streamed.completion_tokens) == ("b", 12)
+    assert 0 < streamed.ttft_s <= streamed.duration_s and streamed.tpot_s >= 0
+
+
+async def test_an_answer_that_is_no_stream_teaches_the_ladder_no_ttft_but_takes_up_room(router):
+    router.configure(ladder=LADDER)
+    held = Held(router, "a")
+    asked = asyncio.ensure_future(router.chat())
+    await until(lambda: router.relay.asked == ["a"])
+    assert (await ladder_view(router))["a"]["in_flight"] == 1
+    held.go_on.set()
+    await asked
+    router.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    await router.chat()
+    view = (await ladder_view(router))["a"]
+    assert (view["in_flight"], view["ttft_p95_s"], view["tpot_p95_s"]) == (0, None, None)
+    router.relay.scripts["a"] = lambda: FakeAnswer(*STREAM, headers=EVENTS)
+    await router.chat(stream=True)
+    view = (await ladder_view(router))["a"]
+    assert view["ttft_p95_s"] > 0 and view["tpot_p95_s"] >= 0
+    recent = router.app._path.latency.view("a", router.app._clock())
+    assert recent["n"] == 1
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/embeddings"])
+async def test_what_generates_nothing_has_no_latency(router, path):
+    router.configure(ladder=LADDER)
+    router.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    assert (await router.chat(path=path)).status == 200
+    assert router.meters.router.seen == []
+    meter = router.app._path._served["m"].ladder._meter
+    assert meter._rungs["a"].duration_s is None
+
+
+@pytest.mark.parametrize(("path", "n_in_flight"), [("/tokenize", 0), ("/v1/embeddings", 1)])
+async def test_tokenizing_takes_up_no_room_on_a_rung(router, path, n_in_flight):
+    router.configure(ladder=LADDER)
+    held = Held(router, "a")
+    asked = asyncio.ensure_future(router.chat(path=path))
+    await until(lambda: router.relay.asked == ["a"])
+    assert (await ladder_view(router))["a"]["in_flight"] == n_in_flight
+    held.go_on.set()
+    await asked
+    assert (await ladder_view(router))["a"]["in_flight"] == 0
+
+
+async def ladder_view(router):
+    return (await router.status())["aliases"]["m"]["ladder"]["rungs"]
 
 
 async def test_each_request_has_one_structured_line_that_says_nothing_of_its_text(router, caplog):
@@ -284,7 +335,7 @@ async def test_each_request_has_one_structured_line_that_says_nothing_of_its_tex
     assert (answered.request, answered.tenant, answered.model) == ("r-1", "anonymous", "m")
     assert (answered.variant, answered.route_reason, answered.status) == ("a", "weighted", 200)
     assert (answered.prompt_tokens, answered.completion_tokens) == (30, 12)
-    assert 0 < answered.ttft_ms <= answered.duration_ms
+    assert answered.ttft_ms is None and answered.duration_ms > 0
     assert (answered.levelname, answered.whole, answered.ending) == ("INFO", True, "whole")
     assert (answered.failed_attempts, answered.trace) == ([], None)
     assert (refused.request, refused.status, refused.code) == ("r-2", 404, "model_not_found")

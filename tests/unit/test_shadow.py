@@ -44,8 +44,11 @@ class Bench:
     def configure(self, **settings: object) -> None:
         self.shadow.configure(ShadowConfig(**{"variant": "b", "share_bp": 10_000, **settings}))
 
-    def answers(self, *pieces: object, status: int = 200) -> None:
-        self.relay.scripts["b"] = lambda: FakeAnswer(*pieces, status=status)
+    def answers(
+        self, *pieces: object, status: int = 200, content_type: str = "text/event-stream"
+    ) -> None:
+        headers = (("content-type", content_type),)
+        self.relay.scripts["b"] = lambda: FakeAnswer(*pieces, status=status, headers=headers)
 
     def tap(self, body: object = None, primary: str = "a", **more: object) -> Tap | None:
         raw = body if isinstance(body, bytes) else json.dumps(GREEDY if body is None else body)
@@ -118,6 +121,18 @@ async def test_both_answers_are_compared_and_counted(bench):
     assert bench.metrics.why() == {}
     assert bench.view["mirrored"] == {"greedy": 1}
     assert bench.view["means"]["word_prefix"] == 0.5
+
+
+async def test_answers_that_are_no_streams_have_a_duration_and_no_ttft(bench):
+    bench.answers(said("one two"), content_type="application/json")
+    tap = bench.tap()
+    tap.piece(said("one two"))
+    tap.ended(200, True, None, 1.5)
+    await bench.rest()
+    assert [(kind, seconds) for _, _, kind, seconds in bench.metrics.latencies] == [
+        ("primary_duration", 1.5),
+        ("shadow_duration", 0.0),
+    ]
 
 
 async def test_the_candidate_is_asked_for_the_same_and_told_that_it_is_a_mirror(bench):

@@ -68,7 +68,8 @@ async def traced():
 
 
 async def test_a_span_continues_the_clients_trace_and_the_variant_gets_its_context(traced):
-    traced.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    stream = (("content-type", "text/event-stream"),)
+    traced.relay.scripts["a"] = lambda: FakeAnswer(b"data: " + USAGE + b"\n\n", headers=stream)
     id_of_ours = ("x-request-id", "r-1")
     await traced.chat(CONTEXT, id_of_ours, messages=[{"role": "user", "content": "a secret"}])
     span = traced.span
@@ -95,6 +96,12 @@ async def test_a_span_continues_the_clients_trace_and_the_variant_gets_its_conte
         "quantile.request.id": "r-1",
     }
     assert "secret" not in span.to_json()
+
+
+async def test_an_answer_that_is_no_stream_tells_no_time_to_a_first_token(traced):
+    traced.relay.scripts["a"] = lambda: FakeAnswer(USAGE)
+    await traced.chat()
+    assert "gen_ai.server.time_to_first_token" not in traced.span.attributes
 
 
 async def test_without_a_context_a_trace_begins(traced):

@@ -39,14 +39,21 @@ def test_usage_is_what_the_end_of_the_answer_says(pieces, usage):
 
 
 def test_times_run_from_the_arrival_to_the_first_and_the_last_byte():
-    seen = watched(STREAM, [10.0, 10.5, 12.5]).observation("a", 200, whole=True)
+    seen = watched(STREAM, [10.0, 10.5, 12.5]).observation("a", 200, whole=True, streams=True)
     assert (seen.ttft_s, seen.duration_s, seen.completion_tokens) == (0.5, 2.5, 5)
     assert seen.tpot_s == pytest.approx(0.5)
 
 
-def test_an_answer_without_a_byte_took_until_its_end_and_has_no_time_per_token():
-    seen = watched([], [10.0, 11.0]).observation("a", 200, whole=False)
-    assert (seen.ttft_s, seen.duration_s, seen.tpot_s, seen.whole) == (1.0, 1.0, None, False)
+def test_a_stream_without_a_byte_has_no_first_token():
+    seen = watched([], [10.0, 11.0]).observation("a", 200, whole=False, streams=True)
+    assert (seen.ttft_s, seen.duration_s, seen.tpot_s, seen.whole) == (None, 1.0, None, False)
+
+
+def test_an_answer_that_is_no_stream_has_neither_a_ttft_nor_a_time_per_token():
+    pieces = [b'{"choices":[],', USAGE + b"}"]
+    seen = watched(pieces, [10.0, 12.0, 12.01]).observation("a", 200, whole=True, streams=False)
+    assert (seen.ttft_s, seen.tpot_s) == (None, None)
+    assert (seen.duration_s, seen.completion_tokens) == (pytest.approx(2.01), 5)
 
 
 def test_a_tap_sees_the_very_pieces():
