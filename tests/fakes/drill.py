@@ -18,6 +18,8 @@ import aiohttp
 
 CHAT = "/v1/chat/completions"
 LIMIT_S = 60.0
+SILENT_AFTER_S = 0.5
+"""How much later than a process sent them bytes may be seen here."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -45,6 +47,8 @@ class Sent:
     reason: str | None = None
     first_s: float | None = None
     """When the first byte of its body came; None where none did."""
+    last_s: float | None = None
+    """When the last bytes of its body so far came."""
     end_s: float = math.nan
     detail: str = ""
 
@@ -168,8 +172,9 @@ async def exchange(
             sent.variant = answer.headers.get("x-variant")
             sent.reason = answer.headers.get("x-route-reason")
             async for piece in answer.content.iter_any():
+                sent.last_s = time.monotonic()
                 if sent.first_s is None:
-                    sent.first_s = time.monotonic()
+                    sent.first_s = sent.last_s
                 received += piece
     except (aiohttp.ClientError, TimeoutError) as error:
         return Fate.FAILED, repr(error)
@@ -211,6 +216,19 @@ def _json(raw: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def fell_silent(sent: Sent, frozen_s: float, killed_s: float) -> bool:
+    """Whether it was a begun stream of the process that was frozen, and then killed.
+
+    A stream tells a token every few milliseconds, unless whoever passes it on stands still: one
+    that was told nothing between the two, but for bytes that were on their way, and ended only
+    then, was on that process. On any other it would have gone on.
+    """
+    if not sent.streams or sent.last_s is None:
+        return False
+    is_silent = sent.last_s < frozen_s + SILENT_AFTER_S
+    return sent.sent_s < frozen_s and is_silent and sent.end_s > killed_s
 
 
 def rows(requests: Iterable[Sent], phases: Sequence[str]) -> list[Row]:

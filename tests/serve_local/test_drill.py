@@ -1,11 +1,15 @@
 """The drill: open-loop traffic while everything behind the router changes, dies and grows.
 
 In each phase something is done to the variants. No request may fail, but one whose stream had begun
-on the very process that was killed; and that one ends in an error event. Beside the phases runs a
-shadow, whose target is dead, slow, or out of memory: nobody may notice.
+on the very process that was killed; and that one ends in an error event. Only a router replica that
+is killed cuts its streams in silence, and only its own: which they are is hidden behind HAProxy, so
+the replica is frozen for a second before it is killed. Its streams are those that fall silent; a
+stream of the other replica goes on, and may not fail. Beside the phases runs a shadow, whose target
+is dead, slow, or out of memory: nobody may notice.
 """
 
 import asyncio
+import math
 import os
 import re
 import signal
@@ -21,7 +25,7 @@ import yaml
 from serve_app.serving.local_serve import LocalServe
 from serve_app.serving.openapi import ERRORS
 from serve_app.serving.ports import own_ports
-from tests.fakes.drill import Driver, Fate, Row, Sent, rows, table
+from tests.fakes.drill import SILENT_AFTER_S, Driver, Fate, Row, Sent, fell_silent, rows, table
 from tests.fakes.drill_instance import (
     COUNTERS,
     GHOST,
@@ -56,6 +60,7 @@ SETTLE_S = 2.0
 FRESH_S = 0.1
 WITHIN_S = 150.0
 """How long a change may take on a machine that others use too; alone it takes seconds."""
+FROZEN_S = 2 * SILENT_AFTER_S
 SEEN_S = 0.25
 """How much later than the killed process sent it a first byte may be seen here."""
 
@@ -68,6 +73,7 @@ class Drill:
         self.driver = driver
         self.killed_s: dict[str, float] = {}
         """By phase, when its process was killed."""
+        self.router_frozen_s = math.nan
 
     async def baseline(self) -> None:
         await asyncio.sleep(2 * SETTLE_S)
@@ -109,11 +115,18 @@ class Drill:
         await until(replaced, WITHIN_S, f"a replica in place of that of {pid}")
 
     async def router_killed(self) -> None:
-        """One of two: what had begun on it is cut, as nobody is left to end it."""
+        """One of two: what had begun on it is cut, as nobody is left to end it.
+
+        It stands still first, until it has been seen whose streams go on without it.
+        """
         before = self.instance.replica_pids("router:VariantRouter")
         await until(self._streams_run, WITHIN_S, "streams on a", every_s=0.01)
+        router = max(before)
+        self.router_frozen_s = time.monotonic()
+        os.kill(router, signal.SIGSTOP)
+        await asyncio.sleep(FROZEN_S)
         self.killed_s["router SIGKILL"] = time.monotonic()
-        os.kill(max(before), signal.SIGKILL)
+        os.kill(router, signal.SIGKILL)
 
         async def replaced() -> bool:
             fresh = self.instance.replica_pids("router:VariantRouter") - before
@@ -212,7 +225,8 @@ async def test_nobody_notices_what_happens_behind_the_router(serve: LocalServe) 
 def _assert_nobody_noticed(drill: Drill, told: list[Row]) -> None:
     requests = drill.driver.requests
     failed = [each for each in requests if each.fate is Fate.FAILED]
-    lost = [each for each in failed if not _had_begun(each, drill.killed_s["router SIGKILL"])]
+    router_s = drill.router_frozen_s, drill.killed_s["router SIGKILL"]
+    lost = [each for each in failed if not fell_silent(each, *router_s)]
     assert not lost, _listing(lost)
     broken = [each for each in requests if each.fate is Fate.BROKEN]
     killed_s = [drill.killed_s[phase] for phase in ("replica SIGKILL", "engine SIGKILL")]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.fakes.drill import Fate, Sent, fate, rows, table
+from tests.fakes.drill import SILENT_AFTER_S, Fate, Sent, fate, fell_silent, rows, table
 
 DONE = b"data: [DONE]\n\n"
 
@@ -42,6 +42,28 @@ def test_an_answer_that_is_no_stream_has_all_its_tokens():
     assert fate(200, b'{"usage": {"completion_tokens": 1}}', False, 2)[0] is Fate.FAILED
     assert fate(200, b"{", False, 2)[0] is Fate.FAILED
     assert fate(503, b"{}", True, 2)[0] is Fate.FAILED
+
+
+FROZEN_S, KILLED_S = 100.0, 101.0
+
+
+@pytest.mark.parametrize(
+    ("what", "changes", "expected"),
+    [
+        ("it ended with the process", {}, True),
+        ("its last bytes were on their way", {"last_s": FROZEN_S + 0.9 * SILENT_AFTER_S}, True),
+        ("another process went on with it", {"last_s": FROZEN_S + 1.1 * SILENT_AFTER_S}, False),
+        ("it had not begun", {"first_s": None, "last_s": None}, False),
+        ("it was sent to whoever was left", {"sent_s": FROZEN_S + 0.01}, False),
+        ("it failed before", {"end_s": KILLED_S - 0.1}, False),
+        ("it was no stream", {"streams": False}, False),
+    ],
+)
+def test_the_streams_of_a_process_are_those_that_fall_silent_while_it_is_frozen(
+    what, changes, expected
+):
+    facts = {"sent_s": 99.8, "streams": True, "first_s": 99.9, "last_s": 99.99, "end_s": 101.01}
+    assert fell_silent(Sent("p", **{**facts, **changes}), FROZEN_S, KILLED_S) is expected, what
 
 
 def test_a_row_for_each_phase():
