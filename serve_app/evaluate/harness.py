@@ -4,10 +4,12 @@ It runs in a process of the Python that has it, as `local-completions`: log-like
 answers both work there, as the chat endpoint has no log-likelihoods.
 """
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import yaml
 from rich.console import Console
 
 from serve_app.domain.errors import ConfigError, EngineError
+from serve_app.evaluate.endpoint import open_endpoint
+from serve_app.evaluate.settings import served_variants
 from serve_app.evaluate.tasks.bundled import BUNDLED, bundled_set
-from serve_app.routing.pin import PIN_SEPARATOR
 
 INSTALL = (
     "python -m venv .venv-harness && .venv-harness/bin/pip install 'lm-eval[api]' transformers; "
@@ -38,20 +41,28 @@ class Harness:
 
 PREFIX = "quantile_"
 """Of the tasks that are our bundled sets: `quantile_facts` needs no hub."""
+QUESTION, END = "<|user|>{{question}}<|assistant|>", "</s>"
+"""As the reference model's chat template writes them: the harness sends plain text."""
+REQUEST_TIMEOUT_S = 120
 
 
-def write_local_tasks(folder: Path) -> list[str]:
+def write_local_tasks(folder: Path, limit: int | None = None) -> list[str]:
     """Our bundled sets as tasks of the harness: a YAML file and a JSONL file each; their names.
 
-    Scored by choice, after the reference model's marks of a chat: the harness sends plain text.
+    The same items as `quantile eval` takes of each set at this limit, and scored as it scores a
+    choice: by the probability of the answer with its end of turn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name in (each for each in BUNDLED if each != "guides"):
-        tasks = bundled_set(name)
+        tasks = bundled_set(name).sample(limit)
         rows = [
-            {"question": i.question, "choices": list(i.choices), "gold": i.choices.index(i.answer)}
-            for i in tasks.items
+            {
+                "question": item.question,
+                "choices": [choice + END for choice in item.choices],
+                "gold": item.choices.index(item.answer),
+            }
+            for item in tasks.items
         ]
         data = folder / f"{PREFIX}{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -61,7 +72,7 @@ def write_local_tasks(folder: Path) -> list[str]:
             "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
             "test_split": "test",
             "output_type": "multiple_choice",
-            "doc_to_text": "<|user|>{{question}}<|assistant|>",
+            "doc_to_text": QUESTION,
             "doc_to_choice": "{{choices}}",
             "doc_to_target": "{{gold}}",
             "target_delimiter": "",
@@ -76,17 +87,24 @@ def write_local_tasks(folder: Path) -> list[str]:
     return names
 
 
-def command(asked: Harness, base_url: str, model: str, out: Path) -> list[str]:
-    """The harness's command line. Without a tokenizer only tasks that generate can be asked."""
+def command(
+    asked: Harness, base_url: str, model: str, max_length: int | None, out: Path
+) -> list[str]:
+    """The harness's command line. Without a tokenizer only tasks that generate can be asked.
+
+    `max_length`: tokens that the model takes; the harness cuts longer texts.
+    """
     root = base_url.rstrip("/").removesuffix("/v1")
     given = {
         "model": model,
         "base_url": f"{root}/v1/completions",
         "num_concurrent": "1",
-        "timeout": "120",
+        "timeout": str(REQUEST_TIMEOUT_S),
         "max_retries": "3",
         "tokenizer_backend": "huggingface" if asked.tokenizer else "none",
     }
+    if max_length is not None:
+        given["max_length"] = str(max_length)
     if asked.tokenizer is not None:
         given["tokenizer"] = str(asked.tokenizer.resolve())
     else:
@@ -112,25 +130,30 @@ def run_harness(
 ) -> dict[str, dict[str, Any]]:
     """Every variant in turn; its results by task, also in `harness.json`.
 
-    Raises ConfigError where the harness is missing or no variant is named, EngineError where it
-    fails.
+    No variant named: all that are served. Raises ConfigError where the harness, a tokenizer that it
+    needs or a variant is missing, EngineError where it fails or nobody answers.
     """
     require_harness(asked.python)
-    if not variants:
-        raise ConfigError("--harness needs --variant, once for each (or a model id of /v1/models)")
-    if asked.include is None and any(task.startswith(PREFIX) for task in asked.tasks):
-        write_local_tasks(out / "harness" / "tasks")
+    is_bundled = [task.startswith(PREFIX) for task in asked.tasks]
+    if any(is_bundled) and asked.tokenizer is None:
+        raise ConfigError(
+            f"{PREFIX}* tasks are judged by log-probabilities: need --tokenizer, the folder of the "
+            "model's tokenizer (of the reference model any variant's folder)"
+        )
+    if asked.include is None and any(is_bundled):
+        write_local_tasks(out / "harness" / "tasks", asked.limit)
         asked = replace(asked, include=out / "harness" / "tasks")
+    environ = {**os.environ, "OPENAI_API_KEY": api_key}
+    if all(is_bundled):
+        environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    cards = asyncio.run(open_endpoint(base_url, api_key, REQUEST_TIMEOUT_S).models())
     found: dict[str, dict[str, Any]] = {}
-    for name in variants:
-        served = f"{model}{PIN_SEPARATOR}{name}" if model else name
+    for name, served in _chosen(cards, model, variants).items():
         folder = out / "harness" / name.replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
         console.print(f"{name}: lm-eval {' '.join(asked.tasks)}", markup=False)
-        environ = {**os.environ, "OPENAI_API_KEY": api_key}
-        if all(task.startswith(PREFIX) for task in asked.tasks):
-            environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command(asked, base_url, served, folder), check=False, env=environ)
+        words = command(asked, base_url, served, cards[served].get("max_model_len"), folder)
+        done = subprocess.run(words, check=False, env=environ)
         if done.returncode:
             raise EngineError(f"{name}: lm-eval ended with exit code {done.returncode}: see above")
         found[name] = results_in(folder)
@@ -138,6 +161,19 @@ def run_harness(
     for name, results in found.items():
         console.print(f"{name}: {json.dumps(results)}", markup=False)
     return found
+
+
+def _chosen(
+    cards: Mapping[str, object], model: str | None, variants: tuple[str, ...]
+) -> dict[str, str]:
+    """Ids of `/v1/models` by the names of the variants, which may be ids themselves."""
+    if variants and all(name in cards for name in variants):
+        return {name: name for name in variants}
+    known = served_variants(cards, model)
+    missing = [name for name in variants if name not in known]
+    if missing:
+        raise ConfigError(f"no variant {missing[0]!r} is served: have {', '.join(known)}")
+    return {name: known[name] for name in variants or known}
 
 
 def require_harness(python: Path | None) -> None:

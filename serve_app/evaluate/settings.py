@@ -73,18 +73,8 @@ def plan_passes(
     Variants are the pins of `/v1/models` (`model@variant`); where there is none, every model.
     Raises ConfigError for names that are not listed.
     """
-    pins = {key: key for key in cards if PIN_SEPARATOR not in key}
-    pinned = {
-        key.partition(PIN_SEPARATOR)[2]: key
-        for key in cards
-        if PIN_SEPARATOR in key and (model is None or key.partition(PIN_SEPARATOR)[0] == model)
-    }
-    known = pinned or pins
-    if not known:
-        raise ConfigError(f"need a model {model!r}, have {', '.join(cards) or 'none'}")
-    aliases = sorted({key.partition(PIN_SEPARATOR)[0] for key in known.values()})
-    if pinned and len(aliases) > 1:
-        raise ConfigError(f"several models are served: name one by --model: {', '.join(aliases)}")
+    known = served_variants(cards, model)
+    alias = next(iter(known.values())).partition(PIN_SEPARATOR)
     chosen = list(variants) or list(known)
     first = baseline or chosen[0]
     for name in (first, *chosen):
@@ -100,4 +90,23 @@ def plan_passes(
         Pass(NOISE_FLOOR, known[first], tasks, logprobs),
         *(Pass(name, known[name], *at) for name in others),
     )
-    return (aliases[0] if pinned else model or first), passes
+    return (alias[0] if alias[1] else model or first), passes
+
+
+def served_variants(cards: Mapping[str, object], model: str | None) -> dict[str, str]:
+    """Each variant's id of `/v1/models` by its name: the pins, or where there is none every model.
+
+    Raises ConfigError where there is nothing, or several models and none is named.
+    """
+    pinned = {
+        key.partition(PIN_SEPARATOR)[2]: key
+        for key in cards
+        if PIN_SEPARATOR in key and (model is None or key.partition(PIN_SEPARATOR)[0] == model)
+    }
+    known = pinned or {key: key for key in cards if PIN_SEPARATOR not in key}
+    if not known:
+        raise ConfigError(f"need a model {model!r}, have {', '.join(cards) or 'none'}")
+    aliases = sorted({key.partition(PIN_SEPARATOR)[0] for key in known.values()})
+    if pinned and len(aliases) > 1:
+        raise ConfigError(f"several models are served: name one by --model: {', '.join(aliases)}")
+    return known

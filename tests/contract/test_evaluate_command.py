@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
+from jinja2 import Template
 from typer.testing import CliRunner
 
 from serve_app.domain.errors import ConfigError
@@ -21,6 +24,8 @@ from serve_app.evaluate.harness import (
     results_in,
     write_local_tasks,
 )
+from serve_app.evaluate.tasks.bundled import bundled_set
+from serve_app.reference.tokenizer import CHAT_TEMPLATE
 
 app = typer.Typer()
 app.command()(evaluate)
@@ -80,31 +85,116 @@ def test_the_harness_is_asked_for_by_name_where_it_is_missing(tmp_path):
 
 def test_the_harness_is_given_what_it_needs(tmp_path):
     asked = Harness(("arc_easy", "mine"), Path("/x/python"), tmp_path, tmp_path, 10)
-    words = command(asked, "http://h:1/v1", "m@w4", tmp_path / "out")
+    words = command(asked, "http://h:1/v1", "m@w4", 1024, tmp_path / "out")
     assert words[:3] == ["/x/python", "-m", "lm_eval"]
-    given = dict(part.split("=", 1) for part in words[words.index("--model_args") + 1].split(","))
+    given = model_args(words)
     assert given["base_url"] == "http://h:1/v1/completions"
     assert given["model"] == "m@w4"
     assert given["tokenizer"] == str(tmp_path)
+    assert given["max_length"] == "1024"
     assert words[words.index("--tasks") + 1] == "arc_easy,mine"
     assert words[-2:] == ["--limit", "10"]
+    assert "max_length" not in model_args(command(asked, "http://h:1", "m", None, tmp_path))
+
+
+def model_args(words: list[str]) -> dict[str, str]:
+    parts = words[words.index("--model_args") + 1].split(",")
+    return dict(part.split("=", 1) for part in parts)
 
 
 def test_bundled_sets_are_tasks_of_the_harness(tmp_path):
-    import yaml
-
     assert write_local_tasks(tmp_path) == [
         f"quantile_{name}" for name in ("arithmetic", "facts", "extraction", "format")
     ]
-    task = yaml.safe_load((tmp_path / "quantile_facts.yaml").read_text())
-    rows = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()
+    rows = rows_of(tmp_path, "facts")
     assert len(rows) == 1601
-    first = json.loads(rows[0])
-    assert first["choices"][first["gold"]] == "Kabul"
+    assert rows[0]["choices"][rows[0]["gold"]] == "Kabul</s>"
     nested = tmp_path / "m"
     nested.mkdir()
     (nested / "results_1.json").write_text('{"results": {"t": {"acc,none": 0.5}}}')
     assert results_in(tmp_path) == {"t": {"acc,none": 0.5}}
+
+
+def test_at_a_limit_the_harness_is_asked_what_our_own_evaluation_is(tmp_path):
+    write_local_tasks(tmp_path, 50)
+    items = bundled_set("facts").sample(50).items
+    assert [row["question"] for row in rows_of(tmp_path, "facts")] == [i.question for i in items]
+
+
+def test_its_texts_are_those_that_the_chat_template_makes(tmp_path):
+    write_local_tasks(tmp_path, 5)
+    task = yaml.safe_load((tmp_path / "quantile_facts.yaml").read_text())
+    assert task["target_delimiter"] == ""
+    template = Template(CHAT_TEMPLATE)
+    for row in rows_of(tmp_path, "facts"):
+        asked = {"role": "user", "content": row["question"]}
+        prompt = Template(task["doc_to_text"]).render(row)
+        assert prompt == template.render(messages=[asked], add_generation_prompt=True)
+        for choice in row["choices"]:
+            said = {"role": "assistant", "content": choice.removesuffix("</s>")}
+            assert prompt + choice == template.render(messages=[asked, said])
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    task = yaml.safe_load((folder / f"quantile_{name}.yaml").read_text())
+    lines = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def stand_in(tmp_path) -> Path:
+    """A Python that has lm_eval, as far as the command can tell: it writes down how it was asked,
+    where the harness writes its results."""
+    path = tmp_path / "python"
+    path.write_text(
+        f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+if sys.argv[1:] != ["-c", "import lm_eval"]:
+    out = Path(sys.argv[sys.argv.index("--output_path") + 1]) / "m"
+    out.mkdir()
+    told = {{"words": sys.argv, "environ": dict(os.environ)}}
+    (out / "results_1.json").write_text(json.dumps({{"results": told}}))
+    sys.exit(3 if "fails" in sys.argv else 0)
+"""
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_the_harness_runs_once_for_each_variant(fake_server, tmp_path, stand_in, monkeypatch):
+    monkeypatch.setenv("QUANTILE_API_KEY", "secret")
+    base_url = fake_server("m@bf16", "m@w4", "m")
+    asked = ["--harness", "quantile_facts", "--items", "7", "--tokenizer", str(tmp_path)]
+    where = ["--base-url", base_url, "--harness-python", str(stand_in)]
+    done = invoke(*where, *asked, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / "harness.json").read_text())
+    assert [model_args(each["words"])["model"] for each in found.values()] == ["m@bf16", "m@w4"]
+    for each in found.values():
+        assert each["environ"]["OPENAI_API_KEY"] == "secret"
+        assert each["environ"]["HF_HUB_OFFLINE"] == "1"
+        tasks = Path(each["words"][each["words"].index("--include_path") + 1])
+        assert len(rows_of(tasks, "facts")) == 7
+    own = invoke(*where, "--harness", "own", "--variant", "m@w4", "--out", str(tmp_path / "own"))
+    assert own.exit_code == 0, own.output
+    (each,) = json.loads((tmp_path / "own" / "harness.json").read_text()).values()
+    assert "HF_HUB_OFFLINE" not in each["environ"].keys() - os.environ.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--harness", "quantile_facts"), "need --tokenizer"),
+        (("--harness", "own", "--variant", "w8"), "no variant 'w8' is served: have bf16, w4"),
+        (("--harness", "fails"), "bf16: lm-eval ended with exit code 3"),
+    ],
+)
+def test_a_harness_that_cannot_run_says_why(fake_server, tmp_path, stand_in, words, reason):
+    base_url = fake_server("m@bf16", "m@w4", "m")
+    where = ["--base-url", base_url, "--harness-python", str(stand_in)]
+    done = invoke(*where, *words, "--out", str(tmp_path / "out"))
+    assert reason in str(done.exception)
 
 
 def test_a_run_that_is_interrupted_leaves_a_report_marked_partial(fake_server, tmp_path, tasks):
