@@ -19,7 +19,7 @@ from cluster.check.render import ROOT, Manifest, ray_service, render
 
 
 class MissingAtError(ManifestError):
-    """A commit has no cluster/."""
+    """A commit has no such overlay."""
 
 
 def halves_changed(old: Manifest, new: Manifest) -> tuple[bool, bool]:
@@ -45,15 +45,16 @@ def check_halves(old: Manifest, new: Manifest) -> str:
 
 def render_at(reference: str, overlay: str, root: Path = ROOT) -> Manifest:
     """The RayService of an overlay as of a commit. Raises ManifestError, a MissingAtError where
-    the commit has no cluster/."""
+    the commit has no such overlay."""
+    folder_at = f"{reference}:cluster/overlays/{overlay}"
+    if _git(root, "rev-parse", "--verify", folder_at) is None:
+        raise MissingAtError(f"git has no cluster/overlays/{overlay} at {reference}")
     archive = subprocess.run(
         ["git", "archive", reference, "cluster", "configs"],
         cwd=root, capture_output=True, check=False,
     )  # fmt: skip
     if archive.returncode:
-        raise MissingAtError(
-            f"git has no cluster/ at {reference}: {archive.stderr.decode().strip()}"
-        )
+        raise ManifestError(f"git archive {reference}: {archive.stderr.decode().strip()}")
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
             tar.extractall(folder, filter="data")

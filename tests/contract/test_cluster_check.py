@@ -18,7 +18,7 @@ from cluster.check import agreement, references, rollout_job, schemas
 from cluster.check.__main__ import main, timers_table
 from cluster.check.commands import README, check_commands
 from cluster.check.fault import ManifestError, UncheckedError
-from cluster.check.halves import render_at
+from cluster.check.halves import compared_with, render_at
 from cluster.check.kuberay import check_ray_service
 from cluster.check.render import CLUSTER, OVERLAYS, ROOT, of_kind, ray_service, render, rendered
 from cluster.check.serve_config import content
@@ -60,8 +60,12 @@ def test_no_check_fails_and_those_not_made_say_why(table):
 
 
 def has_history():
-    """Whether git has a commit before HEAD, with a cluster/ in it."""
-    asked = ["git", "rev-parse", "--verify", "HEAD~1:cluster/overlays"]
+    """Whether git has a commit to compare HEAD with, with overlays in it."""
+    try:
+        before = compared_with(ROOT)
+    except UncheckedError:
+        return False
+    asked = ["git", "rev-parse", "--verify", f"{before}:cluster/overlays"]
     return not subprocess.run(asked, cwd=ROOT, check=False, capture_output=True).returncode
 
 
