@@ -27,7 +27,7 @@ export RAY_AUTH_MODE ?= token
 # Where the console looks for the last campaign and rollout.
 export QUANTILE_REPORTS_DIR ?= $(CURDIR)/reports
 
-.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts test-gate check format bench-relay bench-load bench-plan cluster-check drill-store bench-store clean
+.PHONY: help demo serve family family-table pipeline test test-fast test-gpu test-starts test-gate check format bench-relay bench-load bench-plan cluster-check cluster-drill drill-store bench-store clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,7 @@ test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engine
 	.ci/install-browser
 	.ci/install-prometheus
 	.ci/install-kubectl
+	.ci/install-redis
 	$(PY) -m pytest -n $(JOBS) $(FAST)
 	quantile reference build --all
 	$(PY) -m pytest $(FAST:%=--ignore=%)
@@ -59,7 +60,8 @@ test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
 	$(PY) -m pytest -n $(JOBS) $(FAST)
 	$(PY) -m pytest tests/contract
 
-test-gpu: $(READY) ## on one GPU, under 10 minutes, PROFILE=gpu: plan against bytes, starts, a killed neighbour
+test-gpu: $(READY) $(QUANTIZE_READY) ## on one GPU, PROFILE=gpu, under 10 minutes once its variants are made: plan against bytes, starts, a killed neighbour
+	$(PY) -m tests.gpu.formats $${QUANTILE_GPU_TESTS_DEVICE:-gpu}
 	QUANTILE_GPU_TESTS_DEVICE=$${QUANTILE_GPU_TESTS_DEVICE:-gpu} $(PY) -m pytest tests/gpu -s
 
 test-starts: family ## four engines started at once, 20 times, replicas killed: about 15 minutes
@@ -71,6 +73,10 @@ test-gate: family $(QUANTIZE_READY) ## 60 broken variants caught, 20 honest ones
 cluster-check: $(READY) ## cluster/ without a cluster: rendered, held against schemas and itself, in one table
 	.ci/install-kubectl
 	$(PY) -m cluster.check
+
+cluster-drill: $(READY) ## a cluster on this machine (root): head and hosts killed under load, KubeRay's autoscaler, in one table
+	.ci/install-redis
+	$(PY) -m pytest -s tests/cluster_drill
 
 drill-store: $(READY) ## pull 1 GiB killed ten times by SIGKILL; four pulls at once
 	QUANTILE_TEST_STORE_MIB=1024 $(PY) -m pytest -s --timeout 900 tests/contract/test_store_pull.py -k TestProcesses
