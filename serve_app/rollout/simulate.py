@@ -17,7 +17,7 @@ from serve_app.rollout.judge import (
     observe,
     rule,
 )
-from serve_app.rollout.observations import ArmWindow, Look, Pairs, Values, Window
+from serve_app.rollout.observations import NO_PAIRS, ArmWindow, Look, Pairs, Values, Window
 from serve_app.rollout.plan import RolloutPlan
 
 EDGES_S = tuple(float(f"{edge:.4g}") for edge in 0.001 * 1.25 ** np.arange(45))
@@ -97,11 +97,12 @@ def simulate(
     rng: np.random.Generator,
     *,
     look_size: int = 50,
-    windows: bool = False,
+    probed: float = 1.0,
 ) -> Outcome:
     """One rollout, peeking after every `look_size` requests of the candidate.
 
-    `windows`: counts in buckets with the split's own shares, in place of pairs.
+    `probed`: the share of these that are pairs of probes; the rest are live requests, counted in
+    buckets, with the split's own shares. A step that gives the candidate nothing has probes alone.
     """
     standing, load, n_total = Standing(), 0.0, 0
     for index, step in enumerate(plan.steps):
@@ -111,9 +112,16 @@ def simulate(
             if index >= traffic.worse_from_step
             else replace(traffic, candidate=traffic.baseline)
         )
+        n_probed = round(look_size * probed) if step.share_bp else look_size
         while True:
-            make = _window_look if windows else _pair_look
-            look, load = make(arms, step.share_bp, look_size, load, rng)
+            pairs = NO_PAIRS
+            windows: tuple[Window, ...] = ()
+            if n_probed:
+                pairs, load = _pairs(arms, n_probed, load, rng)
+            if n_probed < look_size:
+                window, load = _window(arms, step.share_bp, look_size - n_probed, load, rng)
+                windows = (window,)
+            look = Look(pairs=pairs, windows=windows)
             standing = observe(plan, standing, look)
             n_total += look.n_candidate
             ruling = rule(plan, standing, step.min_duration_s)
@@ -124,9 +132,7 @@ def simulate(
     return Outcome(ruling, standing.step, n_total)
 
 
-def _pair_look(
-    traffic: Traffic, share_bp: int, n: int, load: float, rng: np.random.Generator
-) -> tuple[Look, float]:
+def _pairs(traffic: Traffic, n: int, load: float, rng: np.random.Generator) -> tuple[Pairs, float]:
     log_load, load = _loads(traffic, n, n, load, rng)
     both = [_answers(arm, n, log_load, rng) for arm in (traffic.baseline, traffic.candidate)]
     ok = np.column_stack([each[0] for each in both])
@@ -143,12 +149,12 @@ def _pair_look(
         disagrees=(rng.random(n) < traffic.candidate.disagreement).astype(float),
         floor_disagrees=(rng.random(n) < traffic.baseline.disagreement).astype(float),
     )
-    return Look(pairs=pairs), load
+    return pairs, load
 
 
-def _window_look(
+def _window(
     traffic: Traffic, share_bp: int, n: int, load: float, rng: np.random.Generator
-) -> tuple[Look, float]:
+) -> tuple[Window, float]:
     n_baseline = max(1, round(n * (10_000 - share_bp) / share_bp))
     log_load, load = _loads(traffic, n, 50, load, rng)
     arms = []
@@ -157,7 +163,7 @@ def _window_look(
         ok, ttft_s, tpot_s = _answers(arm, size, at, rng)
         latencies = {"ttft": _buckets(ttft_s[ok]), "tpot": _buckets(tpot_s[ok])}
         arms.append(ArmWindow(requests=size, errors=int((~ok).sum()), latencies=latencies))
-    return Look(windows=(Window(baseline=arms[0], candidate=arms[1]),)), load
+    return Window(baseline=arms[0], candidate=arms[1]), load
 
 
 def _buckets(latencies_s: Values) -> dict[float, int]:

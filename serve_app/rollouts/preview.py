@@ -34,7 +34,7 @@ def show_plan(config: RolloutConfig, n_simulated: int, console: Console) -> None
     ):
         console.print(escape(line), highlight=False, soft_wrap=True)
     if n_simulated:
-        console.print(_simulated(plan, config, n_simulated))
+        console.print(_simulated(simulated_plan(config), probed_share(config), n_simulated))
 
 
 def _steps(config: RolloutConfig, plan: RolloutPlan) -> object:
@@ -62,22 +62,33 @@ def _guards(plan: RolloutPlan) -> object:
     return table
 
 
-def _simulated(plan: RolloutPlan, config: RolloutConfig, n: int) -> object:
-    # a limit in seconds says nothing of made-up latencies
-    plan = replace(plan, guards=tuple(g for g in plan.guards if g.kind is not Kind.LIMIT))
-    in_windows = all(isinstance(source, MetricsConfig) for source in config.evidence)
+def _simulated(plan: RolloutPlan, probed: float, n: int) -> object:
     table = new_table(
-        f"{n} simulated rollouts each (lognormal latencies with a heavy tail, drifting load)"
+        f"{n} simulated rollouts each (lognormal latencies with a heavy tail, drifting load; "
+        f"{probed:.0%} of the candidate's requests are probes)"
     )
     for name in ("candidate", "promoted", "rolled back", "inconclusive", "median requests"):
         table.add_column(name, justify="left" if name == "candidate" else "right")
     for name, traffic in _traffic():
         outcomes = [
-            simulate(plan, traffic, np.random.default_rng([i]), look_size=100, windows=in_windows)
+            simulate(plan, traffic, np.random.default_rng([i]), look_size=100, probed=probed)
             for i in range(n)
         ]
         table.add_row(name, *_row(outcomes))
     return table
+
+
+def simulated_plan(config: RolloutConfig) -> RolloutPlan:
+    """Without limits: what is in seconds says nothing of made-up latencies."""
+    plan = config.to_plan()
+    return replace(plan, guards=tuple(g for g in plan.guards if g.kind is not Kind.LIMIT))
+
+
+def probed_share(config: RolloutConfig) -> float:
+    """How much of what is seen of the candidate comes in pairs: half, where there are metrics of
+    live traffic as well, whose rate no file knows."""
+    is_live = [isinstance(source, MetricsConfig) for source in config.evidence]
+    return 0.0 if all(is_live) else 0.5 if any(is_live) else 1.0
 
 
 def _traffic() -> Iterator[tuple[str, Traffic]]:
@@ -90,7 +101,7 @@ def _traffic() -> Iterator[tuple[str, Traffic]]:
 def _row(outcomes: list[Outcome]) -> list[str]:
     counts = Counter(outcome.ruling.verdict.value for outcome in outcomes)
     shares = [
-        f"{counts[verdict] / len(outcomes):.0%}"
+        f"{counts[verdict] / len(outcomes):.1%}"
         for verdict in ("promote", "rollback", "inconclusive")
     ]
     return [*shares, f"{statistics.median(outcome.n_requests for outcome in outcomes):,.0f}"]

@@ -4,15 +4,18 @@ import math
 import statistics
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serve_app.config.rollout import read_rollout
 from serve_app.rollout import standing
 from serve_app.rollout.guards import Guard, Kind, Property
 from serve_app.rollout.judge import RolloutVerdict
 from serve_app.rollout.plan import AdvanceOn, RolloutPlan, Step
 from serve_app.rollout.simulate import Arm, Outcome, Traffic, simulate
+from serve_app.rollouts.preview import probed_share, simulated_plan
 
 SLOW = Property.SLOW
 SHARED = (
@@ -36,6 +39,9 @@ def plan_of(guards: tuple[Guard, ...], max_requests: int = 10_000) -> RolloutPla
         for share_bp, advance_on in shares
     ]
     return RolloutPlan(tuple(steps), guards, 0.05)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "rollouts"
 
 
 def run(plan: RolloutPlan, traffic: Traffic, n: int, **how) -> list[Outcome]:
@@ -71,7 +77,7 @@ def test_a_thousand_rollouts_of_the_baseline_itself_are_wrong_at_most_5_percent_
 
 @pytest.mark.timeout(300)
 def test_so_are_those_on_counts_of_windows_with_a_tenth_of_the_traffic():
-    outcomes = run(plan_of(OF_WINDOWS), Traffic(), 200, windows=True)
+    outcomes = run(plan_of(OF_WINDOWS), Traffic(), 200, probed=0.0)
     assert share(outcomes, RolloutVerdict.ROLLBACK) <= 0.05
     assert share(outcomes, RolloutVerdict.PROMOTE) >= 0.9
 
@@ -80,7 +86,9 @@ def test_so_are_those_on_counts_of_windows_with_a_tenth_of_the_traffic():
 @pytest.mark.parametrize("windows", [False, True])
 def test_30_percent_slower_at_p99_is_rolled_back_in_95_percent_of_200(windows):
     traffic = Traffic(candidate=Arm().slower_at_p99(1.3))
-    outcomes = run(plan_of(OF_WINDOWS if windows else OF_PAIRS), traffic, 200, windows=windows)
+    outcomes = run(
+        plan_of(OF_WINDOWS if windows else OF_PAIRS), traffic, 200, probed=0.0 if windows else 1.0
+    )
     assert share(outcomes, RolloutVerdict.ROLLBACK) >= 0.95
     assert median(outcomes) <= 4000
 
@@ -89,7 +97,7 @@ def test_30_percent_slower_at_p99_is_rolled_back_in_95_percent_of_200(windows):
 def test_30_percent_slower_throughout_takes_a_few_hundred_requests(windows):
     traffic = Traffic(candidate=Arm().slower(1.3))
     guards = OF_WINDOWS if windows else OF_PAIRS
-    outcomes = run(plan_of(guards), traffic, 50, windows=windows, look_size=50)
+    outcomes = run(plan_of(guards), traffic, 50, probed=0.0 if windows else 1.0, look_size=50)
     assert share(outcomes, RolloutVerdict.ROLLBACK) == 1
     assert median(outcomes) <= 600
 
@@ -126,13 +134,26 @@ def test_stalls_of_one_arm_pass_for_regressions_only_if_nobody_measures_them(mon
 
 @pytest.mark.timeout(300)
 def test_stalls_do_not_pass_for_regressions_in_counts_of_windows():
-    outcomes = run(plan_of(OF_WINDOWS, 4000), Traffic(STALLING, STALLING), 100, windows=True)
+    outcomes = run(plan_of(OF_WINDOWS, 4000), Traffic(STALLING, STALLING), 100, probed=0.0)
     assert share(outcomes, RolloutVerdict.ROLLBACK) <= 0.05
 
 
 def test_what_goes_bad_at_half_of_the_traffic_is_rolled_back_there():
     traffic = Traffic(candidate=Arm().slower(1.3), worse_from_step=2)
-    outcomes = run(plan_of(OF_WINDOWS), traffic, 40, windows=True)
+    outcomes = run(plan_of(OF_WINDOWS), traffic, 40, probed=0.0)
     bad = [each for each in outcomes if each.step == 2]
     assert len(bad) >= 30
     assert share(bad, RolloutVerdict.ROLLBACK) == 1
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_rollout_that_is_shipped_finds_what_is_30_percent_slower_at_p99(file):
+    """A few of each, so that a changed file is noticed: decision 0019 has 1,000 and 200."""
+    config = read_rollout(file)
+    plan, how = simulated_plan(config), {"look_size": 100, "probed": probed_share(config)}
+    outcomes = run(plan, Traffic(candidate=Arm().slower_at_p99(1.3)), 24, **how)
+    assert share(outcomes, RolloutVerdict.ROLLBACK) >= 0.95
+    outcomes = run(plan, Traffic(), 16, **how)
+    assert share(outcomes, RolloutVerdict.ROLLBACK) <= 0.05
+    assert share(outcomes, RolloutVerdict.PROMOTE) >= 0.8
