@@ -2,8 +2,9 @@
 
 Weights that load can still be wrong: a kernel that reads the nibbles in another order, scales of
 another layout, rows permuted. `judge` compares the engine's logprobs with an fp32 forward pass of
-the dequantized weights (and that with the base's); `run_gate` gets them from a real engine, in a
-process of its own because a wrong format may abort it.
+the dequantized weights (and that with the base's), `weight_limit` the weights themselves with the
+base's, layer by layer; `run_gate` gets the logprobs from a real engine, in a process of its own
+because a wrong format may abort it.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from serve_app.domain.errors import BuildError
 from serve_app.quantize.recipes import Recipe, Tolerance
+from serve_app.quantize.weight_limit import Weighed, recorded_layers, weigh
 from serve_app.reference.logprobs import REFERENCE_NPZ, Reference, Values, load_reference
 
 TIMEOUT_S = 300
@@ -67,7 +69,8 @@ class GateResult:
 
     `engine_*`: engine against reference. `agreement`: share of the `n_decided` positions (where
     the reference gives one token at least `DECIDED`) where the engine has the same most likely
-    token. `quantization_mean`: reference against the base weights' reference.
+    token. `quantization_mean`: reference against the base weights' reference. `weight_error`:
+    ||W - Wq|| / ||W|| of `worst_layer`, which has the largest.
     `failures` says for each limit that is exceeded what was needed; empty means passed. None is
     what came out as no number.
     """
@@ -79,6 +82,8 @@ class GateResult:
     agreement: float | None
     quantization_mean: float | None
     failures: tuple[str, ...]
+    weight_error: float | None = None
+    worst_layer: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -87,11 +92,14 @@ class GateResult:
 
     def describe(self) -> str:
         """The numbers on one line."""
+        weights = (
+            f", weights {self.weight_error:.4f} at most" if self.weight_error is not None else ""
+        )
         return (
             f"|dlogprob| engine {shown(self.engine_mean, '.4f')} mean "
             f"{shown(self.engine_max, '.3f')} max, "
             f"quantization {shown(self.quantization_mean, '.4f')} mean, "
-            f"same top token {shown(self.agreement, '.2%')} of {self.n_decided} decided"
+            f"same top token {shown(self.agreement, '.2%')} of {self.n_decided} decided{weights}"
         )
 
 
@@ -149,6 +157,16 @@ def judge(tolerance: Tolerance, reference: Reference, logprobs: Values, best: Va
     )
 
 
+def with_weights(result: GateResult, weighed: Weighed) -> GateResult:
+    """The result with what the weights by themselves say."""
+    return replace(
+        result,
+        failures=(*weighed.failures, *result.failures),
+        weight_error=weighed.relative,
+        worst_layer=weighed.layer,
+    )
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -157,8 +175,13 @@ def run_gate(variants: Mapping[str, Candidate], judged: Judged) -> None:
     """Load each variant in its engine, one after another in one child process, and judge it.
 
     A result that failed is told, not raised. Raises `BuildError` when an engine cannot load a
-    variant, dies, or takes longer than `TIMEOUT_S`: those after it are then not judged.
+    variant, dies, or takes longer than `TIMEOUT_S`: those after it are then not judged. Before any
+    of that where a variant has no record of its weights' errors.
     """
+    weighed = {
+        name: weigh(each.recipe.gate, recorded_layers(each.folder))
+        for name, each in variants.items()
+    }
     with tempfile.TemporaryDirectory(prefix="quantile-gate-") as scratch:
         log = Path(scratch) / "log"
         command = [sys.executable, "-m", "serve_app.quantize.gate_process", scratch]
@@ -177,7 +200,7 @@ def run_gate(variants: Mapping[str, Candidate], judged: Judged) -> None:
                 with np.load(answer) as arrays:
                     reference = load_reference(each.folder / REFERENCE_NPZ)
                     result = judge(each.recipe.gate, reference, arrays["logprobs"], arrays["best"])
-                judged(name, result)
+                judged(name, with_weights(result, weighed[name]))
         finally:
             _end_session(process)
 

@@ -14,6 +14,11 @@ from serve_app.domain.quant import QuantMethod, QuantScheme
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Container = Literal["compressed-tensors", "gptq", "awq"]
+LayerKind = Literal["attention", "feed-forward", "embedding", "head", "other"]
+"""What a matrix is for (`weight_error.kind_of`)."""
+
+UNRELATED = 1.0
+"""||W - Wq|| / ||W|| of weights that have nothing to do with W is above it; of zeros just it."""
 
 
 class Numbers(StrictModel):
@@ -144,9 +149,9 @@ class Tolerance(StrictModel):
 
     `engine`: the engine against an fp32 forward pass of the same, dequantized weights: wrong
     kernels, layouts and scales show here. `quantization`: that forward pass against the base
-    weights': a quantizer that went wrong shows here. `agreement`: share of decided positions
-    (the reference gives one token at least 0.5) with the same most likely token. `reason` says
-    what sets the numbers.
+    weights': a quantizer that went wrong everywhere shows here. `agreement`: share of decided
+    positions (the reference gives one token at least 0.5) with the same most likely token.
+    `reason` says what sets the numbers.
     """
 
     engine: Annotated[float, Field(gt=0)]
@@ -154,7 +159,17 @@ class Tolerance(StrictModel):
     """Largest difference at any one position; None where rounding alone may be large somewhere."""
     quantization: Annotated[float, Field(ge=0)]
     agreement: Share
+    weights: Annotated[float, Field(ge=0)] | dict[LayerKind, Annotated[float, Field(ge=0)]] = (
+        UNRELATED
+    )
+    """Largest ||W - Wq|| / ||W|| of any one layer, or by kind of layer, where kinds that are not
+    named stay as they are: a quantizer that wrote one layer wrong shows here. Not below what the
+    method does to a layer with outliers; the default catches another layer's weights only."""
     reason: str
+
+    def weight_limit(self, kind: LayerKind) -> float:
+        """The limit on the weight error of a layer of this kind."""
+        return self.weights.get(kind, 0.0) if isinstance(self.weights, dict) else self.weights
 
 
 class EngineChoice(StrictModel):

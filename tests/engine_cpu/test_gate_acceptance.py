@@ -4,9 +4,11 @@
 
 Broken: one layer of 21, chosen by seed, of a good checkpoint in the layout of compressed-tensors
 (even seeds) or of its tool (odd ones). Honest: GPTQ calibrated on other rows. Each half takes one
-core: the honest ones are made while the broken ones are judged.
+core: the honest ones are made while the broken ones are judged. Wrongly made: broken before its
+reference and its record were written, which then agree with the wrong weights.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,13 +20,21 @@ from serve_app.quantize.catalogue import recipe
 from serve_app.quantize.gate import Candidate, GateResult, run_gate
 from serve_app.quantize.layouts import awq, dequantize, gptq
 from serve_app.quantize.runner import quantize_python
+from serve_app.quantize.weight_error import weight_errors
+from serve_app.quantize.weight_limit import recorded_layers, weigh
 from serve_app.reference.build import CHECKPOINT
-from serve_app.reference.locate import resolve
+from serve_app.reference.locate import QUANTIZE_JSON, resolve
 from serve_app.reference.logprobs import REFERENCE_NPZ, load_reference, save_reference
 from tests.fakes import forward_pass
 from tests.fakes.damage import damage
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+
+MISMADE = {
+    "swapped_layers": "gptq", "swapped_scales": "gptq", "swapped_zero_points": "awq",
+    "wrong_zero_points": "awq",
+}  # fmt: skip
+"""What a maker has done to one layer or two, and the recipe that it followed."""
 
 ROOT = Path(__file__).parents[2]
 SEEDS = int(os.environ.get("QUANTILE_TEST_GATE_SEEDS", "6"))
@@ -96,18 +106,57 @@ def test_every_broken_variant_is_caught(good, honest, tmp_path):
     assert not passed
 
 
+def write_error(folder: Path, base, dense) -> None:
+    """What the job records of the weights that it finds in the container."""
+    record = {"weight_error": weight_errors(base, dense).as_json()}
+    (folder / QUANTIZE_JSON).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("kind", MISMADE)
+def test_every_wrongly_made_variant_is_caught_by_its_weights(kind, good, tmp_path):
+    base, name = dequantize(CHECKPOINT, "plain"), MISMADE[kind]
+    for seed in range(SEEDS):
+        out = tmp_path / f"{kind}-{seed}"
+        layer = damage(good[name, False], out, kind, seed)
+        write_error(out, base, dequantize(out, "compressed-tensors"))
+        found = weigh(recipe(name).gate, recorded_layers(out))
+        print(seed, layer, found.layer, found.relative)
+        assert found.failures, (seed, layer, found)
+
+
+def test_a_wrongly_made_variant_computes_what_its_weights_say_and_is_refused(good, tmp_path):
+    """The engine agrees with the reference: but for the weights' limit it would be served."""
+    base, candidates = dequantize(CHECKPOINT, "plain"), {}
+    before = forward_pass.llama(CHECKPOINT, base)
+    rows = [list(row) for row in load_reference(good["gptq", False] / REFERENCE_NPZ).tokens]
+    for kind in ("swapped_scales", "swapped_zero_points"):
+        folder, name = tmp_path / kind, MISMADE[kind]
+        damage(good[name, False], folder, kind, seed=0)
+        dense = dequantize(folder, "compressed-tensors")
+        after = forward_pass.llama(CHECKPOINT, dense)
+        save_reference(folder / REFERENCE_NPZ, forward_pass.reference(after, before, rows))
+        write_error(folder, base, dense)
+        candidates[kind] = Candidate(recipe(name), folder)
+    for kind, result in judged(candidates).items():
+        print(kind, result.describe(), result.failures)
+        assert result.engine_mean < candidates[kind].recipe.gate.engine
+        assert any("gate.weights" in failure for failure in result.failures), result
+
+
 def test_no_honest_variant_is_refused(honest):
     process, out = honest
     assert process.wait(timeout=600) == 0, (out / "log").read_text(errors="replace")[-2000:]
     base = load_reference(Path(resolve("reference://gptq")) / REFERENCE_NPZ)
     rows = [list(row) for row in base.tokens]
-    before = forward_pass.llama(CHECKPOINT, dequantize(CHECKPOINT, "plain"))
+    weights = dequantize(CHECKPOINT, "plain")
+    before = forward_pass.llama(CHECKPOINT, weights)
     candidates = {}
     for seed in range(SEEDS):
         folder = out / str(seed)
         dense = dequantize(folder, "compressed-tensors")
         after = forward_pass.llama(CHECKPOINT, dense)
         save_reference(folder / REFERENCE_NPZ, forward_pass.reference(after, before, rows))
+        write_error(folder, weights, dense)
         candidates[f"seed {seed}"] = Candidate(recipe("gptq"), folder)
     results = judged(candidates)
     for seed, result in results.items():

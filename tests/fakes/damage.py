@@ -36,12 +36,17 @@ def wrong_zero_points(tensors: Tensors, layer: str, rng: random.Random) -> None:
 
 def swapped_layers(tensors: Tensors, layer: str, rng: random.Random) -> None:
     """All of the layer's tensors exchanged with those of the same layer of another block."""
-    module = layer.split(".", 3)[3]
-    others = [name for name in layers(tensors) if name.split(".", 3)[3] == module and name != layer]
-    other = rng.choice(others)
-    for name in [name for name in tensors if name.startswith(f"{layer}.")]:
-        twin = name.replace(layer, other, 1)
-        tensors[name], tensors[twin] = tensors[twin], tensors[name]
+    _exchange(tensors, layer, rng, ("",))
+
+
+def swapped_scales(tensors: Tensors, layer: str, rng: random.Random) -> None:
+    """The layer's scales exchanged with those of the same layer of another block."""
+    _exchange(tensors, layer, rng, _SCALE)
+
+
+def swapped_zero_points(tensors: Tensors, layer: str, rng: random.Random) -> None:
+    """The same for its zero points."""
+    _exchange(tensors, layer, rng, _ZERO)
 
 
 def swapped_nibbles(tensors: Tensors, layer: str, rng: random.Random) -> None:
@@ -61,7 +66,8 @@ def permuted_rows(tensors: Tensors, layer: str, rng: random.Random) -> None:
 DAMAGES: dict[str, Callable[[Tensors, str, random.Random], None]] = {
     each.__name__: each
     for each in (
-        shuffled_scales, wrong_zero_points, swapped_layers, swapped_nibbles, permuted_rows,
+        shuffled_scales, wrong_zero_points, swapped_layers, swapped_scales, swapped_zero_points,
+        swapped_nibbles, permuted_rows,
     )
 }  # fmt: skip
 
@@ -88,6 +94,17 @@ def layers(tensors: Tensors) -> list[str]:
 
 def _part(tensors: Tensors, layer: str, parts: tuple[str, ...]) -> str:
     return next(name for part in parts if (name := f"{layer}.{part}") in tensors)
+
+
+def _exchange(tensors: Tensors, layer: str, rng: random.Random, parts: tuple[str, ...]) -> None:
+    """What is called `<layer>.<part>...`, with that of the same layer of another block."""
+    module = layer.split(".", 3)[3]
+    others = [name for name in layers(tensors) if name.split(".", 3)[3] == module and name != layer]
+    other = rng.choice(others)
+    starts = tuple(f"{layer}.{part}" for part in parts)
+    for name in [name for name in tensors if name.startswith(starts)]:
+        twin = name.replace(layer, other, 1)
+        tensors[name], tensors[twin] = tensors[twin], tensors[name]
 
 
 def _permutation(size: int, rng: random.Random) -> Tensor:
