@@ -139,7 +139,8 @@ CPU_RULES: tuple[CpuRule, ...] = (
         lambda stored: stored.scheme.bits == 4 and stored.scheme.activation_bits == 8,
         dtypes=frozenset({"bfloat16"}),
         dtype_fault="was not measured and is not claimed",
-        note="slow: a tenth of W4A16's tokens per second at batch 32; 8 bits per weight in memory",
+        note="slow: 0.29 of W4A16's tokens per second at batch 1, 0.06 at batch 32 "
+        "(`family/example/family.md`); 8 bits per weight in memory",
     ),
     CpuRule(
         "AutoGPTQ's layout, not 4-bit symmetric",
@@ -172,8 +173,9 @@ CPU_RULES: tuple[CpuRule, ...] = (
         lambda stored: stored.scheme.method is QuantMethod.SQUEEZELLM,
         cpus=_ALL,
         dtype_fault="is not taken by QuanTile's plugin",
-        note="in plain torch, by QuanTile's plugin of vLLM: a quarter of bf16's speed at "
-        "batch 1, or `dequantize_once` for all of it at 16 bits' memory",
+        note="in plain torch, by QuanTile's plugin of vLLM: of 16-bit weights' tokens per second "
+        "at batch 1, 0.49 to 0.74 with 4 bits and 0.33 to 0.51 with 3 (`family/example/family.md`, "
+        "decision 0013); with `dequantize_once` 0.87, at 16 bits' memory",
     ),
 )
 """The first rule that covers a stored format decides. GGUF: see `support.served_here`."""
