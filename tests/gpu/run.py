@@ -17,7 +17,7 @@ from typing import Any
 from serve_app.config.calibration import installed_vllm
 from serve_app.domain.units import format_bytes
 from tests.gpu.engines import ROOT, open_stage
-from tests.gpu.formats import formats_without_cpu_kernel
+from tests.gpu.formats import formats_without_cpu_kernel, require_made
 from tests.gpu.machine import Machine, find_machine
 from tests.gpu.scenarios import (
     Figures,
@@ -152,6 +152,7 @@ def main() -> None:
         )
     options = Options(**vars(parser.parse_args()))
     machine = find_machine(options.device)
+    require_made(machine)
     report = Report(options, machine)
     wrong = report.run("planned_against_measured", lambda: planned_against_measured(machine))
     wrong += report.run("formats_without_cpu_kernel", lambda: formats_without_cpu_kernel(machine))

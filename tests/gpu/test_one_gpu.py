@@ -3,7 +3,7 @@
 import pytest
 
 from tests.gpu.engines import open_stage
-from tests.gpu.formats import formats_without_cpu_kernel
+from tests.gpu.formats import formats_without_cpu_kernel, require_made
 from tests.gpu.machine import find_machine
 from tests.gpu.run import Report
 from tests.gpu.scenarios import neighbour_killed, planned_against_measured, started_together
@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def machine(options):
-    return find_machine(options.device)
+    found = find_machine(options.device)
+    require_made(found)
+    return found
 
 
 @pytest.fixture(scope="module")
