@@ -20,7 +20,16 @@ from cluster.check.commands import README, check_commands
 from cluster.check.fault import ManifestError, UncheckedError
 from cluster.check.halves import compared_with, render_at
 from cluster.check.kuberay import check_ray_service
-from cluster.check.render import CLUSTER, OVERLAYS, ROOT, of_kind, ray_service, render, rendered
+from cluster.check.render import (
+    CLUSTER,
+    OVERLAYS,
+    ROOT,
+    of_kind,
+    pod_templates,
+    ray_service,
+    render,
+    rendered,
+)
 from cluster.check.serve_config import content
 from cluster.check.table import one_image, rows
 from loadtests.campaign import load_campaign
@@ -345,6 +354,23 @@ def test_a_job_of_another_image_than_the_others_is_refused():
     manifest["spec"]["template"]["spec"]["containers"][0]["image"] = "quantile:0.1.0-gpu"
     with pytest.raises(ManifestError, match="quantile:0"):
         one_image(manifest)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_ray_pod_has_a_sidecar_that_sees_its_log_files(overlay):
+    pods = pod_templates((ray_service(rendered(f"cluster/overlays/{overlay}")),))
+    assert len(pods) == 5
+    for _, pod in pods:
+        [sidecar] = [each for each in pod["spec"]["initContainers"] if each["name"] == "logs"]
+        assert sidecar["restartPolicy"] == "Always"
+        program, folder = sidecar["command"]
+        assert (CLUSTER / "image" / program).is_file()
+        [seen] = sidecar["volumeMounts"]
+        assert folder.startswith(f"{seen['mountPath']}/")
+        written = {
+            each["mountPath"]: each["name"] for each in pod["spec"]["containers"][0]["volumeMounts"]
+        }
+        assert written[seen["mountPath"]] == seen["name"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
