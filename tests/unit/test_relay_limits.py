@@ -119,13 +119,13 @@ async def test_idle_is_counted_between_pieces_and_not_in_all():
 
 
 async def test_half_events_are_signs_of_life_too():
-    passing = Passing(idle_s=0.1)
+    passing = Passing(idle_s=0.4)
 
     class Halves(Slow):
         async def read(self) -> bytes:
             return b"x" if await super().read() else b""
 
-    passing.answer = Halves(0.03, 10)
+    passing.answer = Halves(0.05, 14)
     assert await passing() is Ending.WHOLE
     assert passing.client.body == b"x" * 10
 
