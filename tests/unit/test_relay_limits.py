@@ -113,8 +113,8 @@ class Slow(FakeAnswer):
 
 
 async def test_idle_is_counted_between_pieces_and_not_in_all():
-    passing = Passing(idle_s=0.1)
-    passing.answer = Slow(0.03, 10)
+    passing = Passing(idle_s=0.4)
+    passing.answer = Slow(0.05, 14)
     assert await passing() is Ending.WHOLE
 
 
@@ -127,7 +127,7 @@ async def test_half_events_are_signs_of_life_too():
 
     passing.answer = Halves(0.05, 14)
     assert await passing() is Ending.WHOLE
-    assert passing.client.body == b"x" * 10
+    assert passing.client.body == b"x" * 14
 
 
 async def test_a_slow_client_is_no_silence_of_its_variant():
