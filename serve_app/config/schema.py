@@ -131,6 +131,9 @@ class RouterArgs(StrictModel):
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     probe_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """How often each variant is asked whether it is ready."""
+    first_look_s: Annotated[float, Field(ge=0)] = 20.0
+    """How long a new replica waits for the first variant that is ready before it takes requests:
+    on a new node it starts before the ingress there knows the way to any."""
     wake_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """How long a request waits for a variant that sleeps; then the fallback order takes it."""
 

@@ -1,7 +1,8 @@
 """What the router knows of its variants: asked for at intervals, never on a request's way."""
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -21,6 +22,7 @@ _PROBE_SCOPE = {"method": "GET", "path": CARD_PATH, "headers": [], "query_string
 PROBE_TIMEOUT_S = 2.0
 SILENT_PROBES = 3
 """Probes in a row without any answer after which a variant counts as down."""
+_GLANCE_S = 0.05
 LOOK_S = 0.25
 """How long a lost request waits to learn whether its variant has another replica."""
 SLEEPER_INTERVALS = 5
@@ -98,6 +100,21 @@ class VariantDirectory:
     def not_ready(self, variants: Iterable[str]) -> list[str]:
         """Those of `variants` that are neither ready nor asleep, in the given order."""
         return [name for name in variants if not (self.is_ready(name) or self.is_asleep(name))]
+
+    async def first_look(self, variants: Sequence[str], limit_s: float) -> list[str]:
+        """Wait until the variants are ready, and say which are not.
+
+        An ingress that has just started knows the way to all of them or to none: once one is ready
+        the others have two probe intervals. While none is, there may be none yet: `limit_s`.
+        """
+        now_s = time.monotonic()
+        end_s = now_s + limit_s
+        while (missing := self.not_ready(variants)) and now_s < end_s:
+            if len(missing) < len(variants):
+                end_s = min(end_s, now_s + 2 * self._interval_s)
+            await asyncio.sleep(_GLANCE_S)
+            now_s = time.monotonic()
+        return missing
 
     async def is_there(self, name: str) -> bool:
         """Look now, for a request whose replica was lost: whether another one answers at once.

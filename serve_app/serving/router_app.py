@@ -95,6 +95,10 @@ class RouterApp:
         self._path.configure(config)
         self._directory.follow(config.variants, config.sleepers)
 
+    async def first_look(self, limit_s: float) -> list[str]:
+        """As `VariantDirectory.first_look`, at the variants that have a share."""
+        return await self._directory.first_look(self._serving(), limit_s)
+
     def close(self) -> None:
         """Stop all that runs beside the requests, and close kept connections."""
         self._console.close()
@@ -154,15 +158,17 @@ class RouterApp:
             raise UnknownPathError(f"there is no {shown(path)} here; served: {paths}")
 
     async def _ready(self, send: Send) -> None:
-        serving = dict.fromkeys(
-            name for rules in self._path.rules().values() for name in rules.split.serving
-        )
-        waiting = self._directory.not_ready(serving)
+        waiting = self._directory.not_ready(self._serving())
         if not waiting:
             await self._answer(send, 200, {"status": "ready"})
             return
         error = VariantUnavailableError(f"not ready yet: {', '.join(waiting)}")
         await send_error(send, error, _marks(_NO_VARIANT, RouteReason.LOCAL))
+
+    def _serving(self) -> list[str]:
+        """Every variant that has a share of something."""
+        splits = [rules.split.serving for rules in self._path.rules().values()]
+        return list(dict.fromkeys(name for serving in splits for name in serving))
 
     async def _status(self, send: Send) -> None:
         await self._answer(send, 200, await self._status_body())

@@ -40,10 +40,12 @@ class VariantRouter:
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve at the start and at every change of `user_config`.
 
-        Raises ConfigError at the start. Later a wrong one is refused and the last good one stays:
+        The start takes until the variants are seen, or `first_look_s`: Serve sends no requests
+        before. Raises ConfigError then. Later a wrong one is refused and the last good one stays:
         Serve would answer an exception by replacing every router replica, and none would start.
         """
         assert self._app is not None
+        is_start = self._app.aliases is None
         try:
             config = parse(RouterUserConfig, user_config, where="router user_config")
             self._app.configure(config)
@@ -51,6 +53,8 @@ class VariantRouter:
             if self._app.aliases is None:
                 raise
             logger.exception("user_config refused; the last good one stays")
+        if is_start and (missing := await self._app.first_look(self._args.first_look_s)):
+            logger.warning("takes requests without having seen %s", ", ".join(missing))
 
     async def check_health(self) -> None:
         """Called by Serve. Without a split the router could only refuse."""

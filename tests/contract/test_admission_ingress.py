@@ -102,7 +102,7 @@ async def ingress(folder: Path, timeout_s: int = 3600, **admission):
         router_port = int(router.url.rpartition(":")[2])
         file = rays_configuration(folder, port, router_port, timeout_s)
         process = await asyncio.create_subprocess_exec(
-            *(binary, "-dS", *haproxy.with_head_timeout(["-db", "-f", str(file)])),
+            *(binary, "-dS", *haproxy.mended(["-db", "-f", str(file)])),
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:

@@ -33,8 +33,8 @@ async def replica(monkeypatch):
             await peer.say(answer(status=b"503 Service Unavailable"))
 
     async with RawServer(refuse) as ingress:
-        args = RouterArgs(model="m", ingress_url=f"http://127.0.0.1:{ingress.port}")
-        replica = VariantRouter(args)
+        url = f"http://127.0.0.1:{ingress.port}"
+        replica = VariantRouter(RouterArgs(model="m", ingress_url=url, first_look_s=0))
         replica.app = await replica.__serve_build_asgi_app__()
         yield replica
         await replica.__del__()

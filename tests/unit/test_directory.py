@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import time
 from collections import Counter
 from dataclasses import asdict
 
@@ -204,3 +205,46 @@ class TestSleepers:
         asked = sleepers.n_asked
         await asyncio.sleep(0.05)
         assert not directory.is_asleep("z") and sleepers.n_asked == asked
+
+
+class TestFirstLook:
+    """At the start of a replica, before it takes requests."""
+
+    @pytest.fixture
+    async def directory(self):
+        relay = FakeRelay("a", "b", "c")
+        directory = VariantDirectory(relay, 0.1, FakeSleepers(), timeout_s=TIMEOUT_S)
+        directory.relay = relay
+        yield directory
+        directory.close()
+
+    async def timed(self, directory, limit_s):
+        directory.follow(["a", "b"])
+        start_s = time.monotonic()
+        missing = await directory.first_look(["a", "b"], limit_s)
+        return missing, time.monotonic() - start_s
+
+    async def test_it_ends_when_all_are_ready(self, directory):
+        missing, took_s = await self.timed(directory, limit_s=5)
+        assert (missing, took_s < 1) == ([], True)
+
+    async def test_an_ingress_that_knows_no_way_yet_is_waited_for(self, directory):
+        for name in "ab":
+            directory.relay.cards[name] = raising(IngressDownError("refused"))
+        asyncio.get_running_loop().call_later(0.3, self.come_up, directory.relay)
+        missing, took_s = await self.timed(directory, limit_s=5)
+        assert (missing, took_s >= 0.3) == ([], True)
+
+    def come_up(self, relay):
+        relay.cards |= {name: card_of(name) for name in "ab"}
+
+    async def test_while_none_is_ready_it_takes_the_limit(self, directory):
+        for name in "ab":
+            directory.relay.cards[name] = raising(VariantDownError("no replica"))
+        missing, took_s = await self.timed(directory, limit_s=0.4)
+        assert (missing, took_s >= 0.4) == (["a", "b"], True)
+
+    async def test_one_that_is_down_is_not_waited_for_when_another_is_ready(self, directory):
+        directory.relay.cards["b"] = raising(VariantDownError("no replica"))
+        missing, took_s = await self.timed(directory, limit_s=5)
+        assert (missing, took_s < 1) == (["b"], True)
