@@ -3,15 +3,20 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.fakes.drill import CHAT, Driver, Fate, Sent, exchange, fate
+import aiohttp
+
+from tests.fakes.drill import CHAT, LIMIT_S, Driver, Fate, Sent, exchange, fate
 
 
 class Clients(Driver):
     """Each request goes to the next of `base_urls`, which may change meanwhile.
 
-    One of whose answer nothing came before its connection failed is asked again, of the ingress
-    after that, `n_tries` times in all. `retried` counts the requests for which that was needed.
+    One of whose answer nothing came before its connection failed, or was silent for too long, is
+    asked again, of the ingress after that, `n_tries` times in all. `retried` counts the requests
+    for which that was needed, by phase.
     """
+
+    timeout = aiohttp.ClientTimeout(total=LIMIT_S, sock_connect=3, sock_read=25)
 
     def __init__(
         self, base_urls: Sequence[str], model: str, *, rate_per_s: float, n_tokens: int
@@ -20,16 +25,22 @@ class Clients(Driver):
         self.base_urls = list(base_urls)
         self.n_tries = 1
         self.retried: Counter[str] = Counter()
+        self._via: dict[int, str] = {}
+
+    def via(self, sent: Sent) -> str:
+        """The ingress that was asked last."""
+        return self._via[id(sent)]
 
     async def _ask(self, sent: Sent, number: int) -> None:
         def judge(status: int, body: bytes) -> tuple[Fate, str]:
             return fate(status, body, sent.streams, self._n_tokens)
 
         body = self._body(sent, number)
-        for n_asked in range(1, self.n_tries + 1):
-            url = self.base_urls[(number + n_asked) % len(self.base_urls)] + CHAT
-            sent.status = None
+        n_asked = 0
+        while sent.status is None and n_asked < self.n_tries:
+            self.retried[sent.phase] += n_asked == 1
+            base_url = self.base_urls[(number + n_asked) % len(self.base_urls)]
+            self._via[id(sent)] = base_url
+            n_asked += 1
+            url = base_url + CHAT
             sent.fate, sent.detail = await exchange(self._session, url, body, sent, judge)
-            if sent.status is not None:
-                return
-            self.retried[sent.phase] += n_asked == 1 and self.n_tries > 1

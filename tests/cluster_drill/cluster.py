@@ -77,6 +77,13 @@ class Cluster:
         with self.lock:
             self._hosts.pop(pod.name)[1].kill()
 
+    def cut_off(self, pod: Pod) -> None:
+        """The whole host, by a loss of power. Kubernetes would not know for minutes: nor does
+        what keeps the pods, from now on."""
+        self._over.set()
+        with self.lock:
+            self._hosts[pod.name][1].lose_power()
+
     @contextmanager
     def without_head(self) -> Iterator[None]:
         """The head is killed, and another one is made after the block."""

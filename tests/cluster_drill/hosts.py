@@ -26,9 +26,8 @@ exec "$@"
 class Host:
     """A running host. Its first process is the command; when that is killed, all of it is."""
 
-    def __init__(self, name: str, ip: str, process: subprocess.Popen[bytes]) -> None:
-        self.name = name
-        self.ip = ip
+    def __init__(self, cable: str, process: subprocess.Popen[bytes]) -> None:
+        self._cable = cable
         self._process = process
 
     @property
@@ -41,13 +40,18 @@ class Host:
         self._process.kill()  # `unshare --kill-child`: with it the first process, with that all
         self._process.wait()
 
+    def lose_power(self) -> None:
+        """All ends, and not one packet tells anybody. Its address cannot be used again."""
+        _ip(f"link set {self._cable} down")
+        self.kill()
+
 
 class Lan:
     """The network between hosts. `start` makes one; the end of the lab ends them all."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._wired: set[str] = set()
+        self._cables: dict[str, str] = {}
         for place in _PRIVATE:
             Path(place).mkdir(parents=True, exist_ok=True)
         # /run/netns belongs to the machine; names of ours are to be seen in here alone.
@@ -70,8 +74,8 @@ class Lan:
         may come back with another host, once the one before is dead.
         """
         netns = f"host{ip.rpartition('.')[2]}"
-        if netns not in self._wired:
-            self._wire(netns, ip)
+        if netns not in self._cables:
+            self._cables[netns] = self._wire(netns, ip)
         files = self._folder / name
         files.mkdir()
         with (files / "output.log").open("wb") as output:
@@ -82,10 +86,10 @@ class Lan:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        return Host(name, ip, process)
+        return Host(self._cables[netns], process)
 
-    def _wire(self, netns: str, ip: str) -> None:
-        outer = f"veth{len(self._wired)}"
+    def _wire(self, netns: str, ip: str) -> str:
+        outer = f"veth{len(self._cables)}"
         _ip(
             f"netns add {netns}",
             f"link add {outer} type veth peer name eth0 netns {netns}",
@@ -98,7 +102,7 @@ class Lan:
             f"route add default via {LAB_IP}",  # else Ray takes 127.0.0.1 for its address
             netns=netns,
         )
-        self._wired.add(netns)
+        return outer
 
 
 def _ip(*commands: str, netns: str | None = None) -> None:

@@ -13,12 +13,15 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
 
 SEEN_S = 0.25
 """How much later than the host sent it a first byte may be seen here."""
-KILLED = "worker host killed"
+KILLED, DARK = "worker host killed", "worker host without power"
+HEARD_WITHIN_S = 20.0
+"""How soon HAProxy must have noticed that a host is silent: 10 or 11 s, and a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def seen(redis, folder):
     facts = labs.run("tests.cluster_drill.three_hosts", folder / "hosts", timeout_s=360)
+    facts["via"] = [each.pop("via") for each in facts["requests"]]
     facts["requests"] = [Sent(**{**each, "fate": Fate(each["fate"])}) for each in facts["requests"]]
     seconds = facts["seconds"]
     ROWS.append(Row("three hosts: brought up", seconds["brought up"]))
@@ -80,15 +83,27 @@ def test_a_new_split_is_seen_by_both_routers_and_no_request_fails(phases):
 def test_no_request_fails_without_a_head_nor_when_another_comes(seen, phases):
     assert len(phases["head killed"]) >= 0.9 * RATE_PER_S * HEAD_AWAY_S
     wrong(phases["head killed"] + phases["head back"])
-    assert not seen["retried"].keys() - {KILLED}, "nobody asked twice"
+    assert not +Counter(seen["retried"]) - Counter({KILLED: 10**6, DARK: 10**6}), "asked twice"
 
 
-def test_of_a_killed_host_only_streams_that_had_begun_are_lost(seen, phases):
-    killed_s = seen["marks"][KILLED]
-    lost = [each for each in seen["requests"] if each.fate is not Fate.OK]
-    wrong([each for each in lost if not had_begun(each, killed_s)])
+@pytest.mark.parametrize("phase", [KILLED, DARK])
+def test_of_a_lost_host_only_streams_that_had_begun_are_lost(seen, phases, phase):
+    lost = [each for each in phases[phase] if each.fate is not Fate.OK]
+    wrong([each for each in lost if not had_begun(each, seen["marks"][phase])])
     assert len(lost) <= 2 * RATE_PER_S, "those of a second or two were under way"
-    assert seen["retried"].get(KILLED, 0) > 0, "no client met the dead host"
+    assert seen["retried"].get(phase, 0) > 0, "no client met the dead host"
+
+
+def test_nobody_waits_for_a_host_without_power(seen):
+    """What went through the other host's ingress ends, or is asked of another replica there."""
+    cut_s = seen["marks"][DARK]
+    through_the_other = [
+        each
+        for each, via in zip(seen["requests"], seen["via"], strict=True)
+        if each.sent_s < cut_s < each.end_s and seen["dark"] not in via
+    ]
+    assert through_the_other, "nothing was under way"
+    assert max(each.end_s for each in through_the_other) < cut_s + HEARD_WITHIN_S
 
 
 def wrong(requests) -> None:

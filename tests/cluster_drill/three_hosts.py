@@ -31,6 +31,8 @@ SPLIT, NEW_SPLIT = {"gptq": 5000, "awq": 5000}, {"gptq": 1000, "awq": 9000}
 N_TOKENS, RATE_PER_S = 40, 10.0
 SCRIPT = {"ttft_ms": 40, "itl_ms": 15, "output_tokens": N_TOKENS}
 HEAD_AWAY_S, SETTLE_S, WITHIN_S = 25.0, 4.0, 150.0
+DARK_S = 25.0
+"""How long is looked at after a loss of power."""
 REPLICAS = {ROUTER: 2, **dict.fromkeys(VARIANTS, 2)}
 
 
@@ -42,6 +44,8 @@ class Drill:
         self.marks: dict[str, float] = {}
         """Seconds of the driver's clock."""
         self.places: list[dict[str, Any]] = []
+        self.dark = ""
+        """The address of the host that lost its power."""
         self._cluster = cluster
         self._dashboard = dashboard
         self._model = model
@@ -52,6 +56,7 @@ class Drill:
             await until(self._dashboard.is_there, WITHIN_S, "a head that takes a Serve config")
             await self._dashboard.put(config)
             await until(self._is_whole, WITHIN_S, f"{REPLICAS} replicas, an ingress per host")
+            await until(self._is_ready, WITHIN_S, "every ingress says ready")
             self.places = [each.as_fact() for each in await self._dashboard.places()]
 
     async def run(self, clients: Clients) -> None:
@@ -78,15 +83,23 @@ class Drill:
 
         clients.phase("worker host killed")
         clients.n_tries = 2
-        victim = max(self._workers(), key=lambda pod: pod.name)
+        await asyncio.sleep(SETTLE_S / 2)
+        victim, survivor = self._workers()
         self.marks["worker host killed"] = time.monotonic()
         with self._timed("whole again with another host"):
             self._cluster.kill(victim)
             await until(self._another_than(victim.name), WITHIN_S, "another host")
             await until(self._is_whole, WITHIN_S, "all as before the host was killed")
         clients.phase("another host")
-        clients.n_tries, clients.base_urls[:] = 1, self.ingresses()
+        clients.base_urls[:] = self.ingresses()
         await asyncio.sleep(SETTLE_S)
+
+        clients.phase("worker host without power")
+        await asyncio.sleep(SETTLE_S / 2)
+        self.marks["worker host without power"] = time.monotonic()
+        self.dark = survivor.ip
+        self._cluster.cut_off(survivor)
+        await asyncio.sleep(DARK_S)
 
     def ingresses(self) -> list[str]:
         """Of the worker hosts."""
@@ -107,8 +120,14 @@ class Drill:
         nodes = {each["node_ip"] for each in (await self._dashboard.nodes()).values()}
         return running == REPLICAS and ours == nodes == await self._dashboard.ingresses()
 
+    async def _is_ready(self) -> bool:
+        """Of each ingress eight answers in a row: there are two routers."""
+        async with httpx.AsyncClient() as client:
+            statuses = [(await client.get(f"{u}/readyz")).status_code for u in self.ingresses() * 8]
+        return set(statuses) == {200}
+
     async def _shares_are_new(self) -> bool:
-        """Eight answers in a row of each host's ingress say so: there are two routers."""
+        """As `_is_ready`."""
         async with httpx.AsyncClient() as client:
             for url in self.ingresses() * 8:
                 answer = await client.get(f"{url}/v1/models/{self._model}")
@@ -154,12 +173,9 @@ async def main(folder: Path) -> None:
                 await drill.run(clients)
     assert redis.is_alive, f"Redis has ended: {folder / 'redis' / 'output.log'}"
     facts = {"seconds": drill.seconds, "marks": drill.marks, "places": drill.places}
-    requests = [asdict(each) for each in clients.requests]
-    write_facts(
-        folder,
-        {**facts, "phases": clients.phases, "requests": requests, "retried": clients.retried}
-        | {"head": HEAD_IP},
-    )
+    facts |= {"head": HEAD_IP, "dark": drill.dark, "retried": clients.retried}
+    requests = [{**asdict(each), "via": clients.via(each)} for each in clients.requests]
+    write_facts(folder, {**facts, "phases": clients.phases, "requests": requests})
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ class Driver:
     on.
     """
 
+    timeout = aiohttp.ClientTimeout(total=LIMIT_S)
+
     def __init__(
         self,
         base_url: str,
@@ -114,7 +116,7 @@ class Driver:
     async def __aenter__(self) -> "Driver":
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=LIMIT_S),
+            timeout=self.timeout,
         )
         self._work = asyncio.create_task(self._drive())
         return self
