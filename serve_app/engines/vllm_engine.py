@@ -56,8 +56,9 @@ def prepare_environment(threads: int | None) -> None:
 
 
 _OWN_METRICS = "vllm:"
-_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
-_KV_USE = "vllm:kv_cache_usage_perc"
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+KV_USE = "vllm:kv_cache_usage_perc"
+"""Share of blocks in use, 0 to 1."""
 
 
 def _gauge(name: str) -> list[float]:
@@ -97,8 +98,8 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         """What vLLM's own gauges say; nothing where `disable_log_stats` turned them off."""
-        running, waiting = _gauge(_RUNNING), _gauge(_WAITING)
-        kv_use = _gauge(_KV_USE)
+        running, waiting = _gauge(RUNNING), _gauge(WAITING)
+        kv_use = _gauge(KV_USE)
         return EngineLoad(
             running=round(sum(running)) if running else None,
             waiting=round(sum(waiting)) if waiting else None,

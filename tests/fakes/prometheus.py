@@ -19,6 +19,19 @@ import yaml
 OBSERVABILITY = Path(__file__).parents[2] / "cluster" / "observability"
 DASHBOARDS = sorted((OBSERVABILITY / "grafana" / "dashboards").glob("*.json"))
 
+VLLMS = {
+    "ray_vllm_num_requests_running",
+    "ray_vllm_generation_tokens_total",
+    "ray_vllm_prompt_tokens_total",
+    "ray_vllm_prefix_cache_hits_total",
+    "ray_vllm_prefix_cache_queries_total",
+    "ray_vllm_num_preemptions_total",
+    "ray_vllm_inter_token_latency_seconds_bucket",
+    "ray_vllm_request_queue_time_seconds_bucket",
+}
+"""What dashboards and alerts ask of vLLM's own, copied; tests/engine_cpu/test_engine_metrics.py
+holds them against real engines."""
+
 
 def need(*programs: str) -> None:
     """Skip the test where one of the programs is missing; in CI, fail it."""

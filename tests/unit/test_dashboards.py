@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from serve_app.telemetry import names
-from tests.fakes.prometheus import DASHBOARDS, OBSERVABILITY, panels, queries
+from tests.fakes.prometheus import DASHBOARDS, OBSERVABILITY, VLLMS, panels, queries
 
 OURS = {
     exported
@@ -30,17 +30,6 @@ RAYS = {
 }
 """Ray's own, seen on its pages (Ray 2.60); tests/serve_local/test_prometheus.py asks for them."""
 HAPROXYS = {"haproxy_frontend_http_requests_total", "haproxy_backend_connection_errors_total"}
-VLLMS = {
-    "ray_vllm_num_requests_running",
-    "ray_vllm_generation_tokens_total",
-    "ray_vllm_prompt_tokens_total",
-    "ray_vllm_prefix_cache_hits_total",
-    "ray_vllm_prefix_cache_queries_total",
-    "ray_vllm_num_preemptions_total",
-    "ray_vllm_inter_token_latency_seconds_bucket",
-    "ray_vllm_request_queue_time_seconds_bucket",
-}
-"""vLLM's own, copied; tests/engine_cpu holds the copies against a real engine's page."""
 LABELS = {"ray_io_cluster"}
 """KubeRay's, put on by the PodMonitors of cluster/monitoring."""
 _NAME = re.compile(r"\b(?:ray_|haproxy_|quantile_|quantile:|vllm)[a-zA-Z0-9_:]+")
