@@ -13,6 +13,8 @@ from serve_app.domain.errors import QuantileError
 from serve_app.domain.observation import Observation
 
 MESSAGE = "request"
+_TO_FILE = {"log_to_stderr": False}
+"""Serve would also write the message to standard error, as text, without its fields."""
 logger = logging.getLogger("ray.serve")
 
 
@@ -54,6 +56,7 @@ def log_answer(answered: Answered) -> None:
         "ending": answered.ending,
         "failed_attempts": list(answered.failed),
         "trace": answered.trace_id,
+        **_TO_FILE,
     }
     level = logging.INFO if seen.whole else logging.WARNING
     logger.log(logging.ERROR if answered.is_fault else level, MESSAGE, extra=fields)
@@ -68,5 +71,6 @@ def log_refusal(request_id: str | None, path: str, error: QuantileError) -> None
         "route_reason": "rejected",
         "status": error.http_status,
         "code": error.code,
+        **_TO_FILE,
     }
     logger.info(MESSAGE, extra=fields)

@@ -34,9 +34,7 @@ class Traced:
 
     def __init__(self, **provider) -> None:
         self.exporter = InMemorySpanExporter()
-        made = TracerProvider(**provider)
-        made.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.spans = Spans(made)
+        self.spans = Spans(TracerProvider(**provider), SimpleSpanProcessor(self.exporter))
         self.relay = FakeRelay("a", "b")
         meters = replace(recording_meters(), spans=self.spans)
         args = RouterArgs(model="m", probe_interval_s=0.001)
@@ -193,12 +191,11 @@ class TracedVariant:
 
     def __init__(self, *said) -> None:
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.contexts: list[str] = []
         self.said = said
         self.engine = StubEngine(self._app)
-        self.front = VariantFront(self.engine, card_of("awq"), TOKEN, Spans(provider))
+        spans = Spans(TracerProvider(), SimpleSpanProcessor(self.exporter))
+        self.front = VariantFront(self.engine, card_of("awq"), TOKEN, spans)
 
     async def _app(self, scope, receive, send):
         self.contexts.append(dict(scope["headers"])[b"traceparent"].decode())
