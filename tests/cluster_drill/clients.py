@@ -25,22 +25,19 @@ class Clients(Driver):
         self.base_urls = list(base_urls)
         self.n_tries = 1
         self.retried: Counter[str] = Counter()
-        self._via: dict[int, str] = {}
+        self._asked: dict[int, list[str]] = {}
 
-    def via(self, sent: Sent) -> str:
-        """The ingress that was asked last."""
-        return self._via[id(sent)]
+    def asked(self, sent: Sent) -> list[str]:
+        """The ingresses that were asked, one after the other."""
+        return self._asked[id(sent)]
 
     async def _ask(self, sent: Sent, number: int) -> None:
         def judge(status: int, body: bytes) -> tuple[Fate, str]:
             return fate(status, body, sent.streams, self._n_tokens)
 
-        body = self._body(sent, number)
-        n_asked = 0
-        while sent.status is None and n_asked < self.n_tries:
-            self.retried[sent.phase] += n_asked == 1
-            base_url = self.base_urls[(number + n_asked) % len(self.base_urls)]
-            self._via[id(sent)] = base_url
-            n_asked += 1
-            url = base_url + CHAT
+        body, asked = self._body(sent, number), self._asked.setdefault(id(sent), [])
+        while sent.status is None and len(asked) < self.n_tries:
+            self.retried[sent.phase] += len(asked) == 1
+            asked.append(self.base_urls[(number + len(asked)) % len(self.base_urls)])
+            url = asked[-1] + CHAT
             sent.fate, sent.detail = await exchange(self._session, url, body, sent, judge)

@@ -34,7 +34,7 @@ SCRIPT = {"ttft_ms": 50, "itl_ms": 500, "output_tokens": 12}
 CLIENTS = {"awq": 40, "int8": 48, "fp8": 112}
 """Requests under way at each variant: with prod.yaml's targets (16, 32, 32) 3, 2 and 4 replicas."""
 LOADED = {"awq": 3, "int8": 2, "fp8": 4}
-WITHIN_S = 120.0
+WITHIN_S = 240.0
 
 
 class Drill:
@@ -46,7 +46,7 @@ class Drill:
         self._cluster = cluster
         self._dashboard = dashboard
         self._config = hurried(
-            with_fake_engines(content(), SCRIPT), look_back_s=4, downscale_delay_s=4
+            with_fake_engines(content(), SCRIPT), look_back_s=6, downscale_delay_s=6
         )
 
     async def run(self) -> None:

@@ -11,14 +11,14 @@ from tests.cluster_drill.report import ROWS, Row
 from tests.cluster_drill.scaling import LOADED
 from tests.cluster_drill.serve_files import shares
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 SHARES = shares(content())
 
 
 @pytest.fixture(scope="module")
 def seen(lab, folder):
-    facts = labs.run("tests.cluster_drill.scaling", folder / "scaling", timeout_s=360)
+    facts = labs.run("tests.cluster_drill.scaling", folder / "scaling", timeout_s=840)
     answers = facts["answers"]
     for stage in facts["stages"]:
         nodes = ", ".join(f"{n} {name}" for name, n in sorted(stage["nodes"].items()))
