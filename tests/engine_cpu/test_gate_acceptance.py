@@ -37,7 +37,7 @@ MISMADE = {
 """What a maker has done to one layer or two, and the recipe that it followed."""
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("QUANTILE_TEST_GATE_SEEDS", "6"))
+SEEDS = int(os.environ.get("QUANTILE_TEST_GATE_SEEDS", "3"))
 NATIVE = {"gptq": gptq, "awq": awq}
 DAMAGED = {"shuffled_scales": "gptq", "wrong_zero_points": "awq", "swapped_layers": "gptq"}
 """What is broken, and the recipe whose checkpoint it is broken in: only AWQ's has zero points."""
