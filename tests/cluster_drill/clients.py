@@ -16,7 +16,7 @@ class Clients(Driver):
     for which that was needed, by phase.
     """
 
-    timeout = aiohttp.ClientTimeout(total=LIMIT_S, sock_connect=3, sock_read=25)
+    timeout = aiohttp.ClientTimeout(total=LIMIT_S, sock_connect=3, sock_read=20)
 
     def __init__(
         self, base_urls: Sequence[str], model: str, *, rate_per_s: float, n_tokens: int

@@ -29,7 +29,7 @@ from tests.cluster_drill.serve_files import ROUTER, hurried, with_fake_engines
 from tests.fakes.drill_instance import until
 from tests.fakes.serve_client import CHAT, chat
 
-IDLE_S = 6.0
+IDLE_S = 4.0
 SCRIPT = {"ttft_ms": 50, "itl_ms": 500, "output_tokens": 12}
 CLIENTS = {"awq": 40, "int8": 48, "fp8": 112}
 """Requests under way at each variant: with prod.yaml's targets (16, 32, 32) 3, 2 and 4 replicas."""
@@ -46,7 +46,7 @@ class Drill:
         self._cluster = cluster
         self._dashboard = dashboard
         self._config = hurried(
-            with_fake_engines(content(), SCRIPT), look_back_s=6, downscale_delay_s=6
+            with_fake_engines(content(), SCRIPT), look_back_s=6, downscale_delay_s=4
         )
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 SEEN_S = 0.25
 """How much later than the host sent it a first byte may be seen here."""
 KILLED, DARK = "worker host killed", "worker host without power"
-HEARD_WITHIN_S = 20.0
+HEARD_WITHIN_S = 18.0
 """How soon HAProxy must have noticed that a host is silent: 10 or 11 s, and a busy machine."""
 
 

@@ -31,7 +31,7 @@ SPLIT, NEW_SPLIT = {"gptq": 5000, "awq": 5000}, {"gptq": 1000, "awq": 9000}
 N_TOKENS, RATE_PER_S = 40, 10.0
 SCRIPT = {"ttft_ms": 40, "itl_ms": 15, "output_tokens": N_TOKENS}
 HEAD_AWAY_S, SETTLE_S, WITHIN_S = 25.0, 4.0, 240.0
-DARK_S = 25.0
+DARK_S = 20.0
 """How long is looked at after a loss of power."""
 REPLICAS = {ROUTER: 2, **dict.fromkeys(VARIANTS, 2)}
 
