@@ -42,7 +42,8 @@ def test_the_declared_method_must_be_the_real_one(family, tmp_path):
 
 
 def test_an_unknown_engine_argument_is_refused_with_vllms_list(family, tmp_path):
-    config = config_of_one(tmp_path, engine={"engine_args": {"max_model_length": 512}})
+    engine = {"dtype": "bfloat16", "engine_args": {"max_model_length": 512}}
+    config = config_of_one(tmp_path, engine=engine)
     with (
         pytest.raises(EngineError, match=r"max_model_length is not an argument of vLLM's server"),
         LocalServe(config, log=tmp_path / "serve.log", environ=own_ports()),

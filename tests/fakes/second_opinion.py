@@ -27,10 +27,12 @@ def both_medians(
     n_requests: int,
     output_tokens: int,
     input_tokens: int = 16,
+    burstiness: float = 1.0,
 ) -> tuple[Medians, Medians]:
-    """Ours, and vLLM's: Poisson arrivals at `rate_per_s`, forced lengths, every request answered.
+    """Ours, and vLLM's: arrivals at `rate_per_s`, forced lengths, every request answered.
 
-    `tokenizer` is the checkpoint's folder. Works on a mock and on a real engine.
+    Gaps are gamma of shape `burstiness`: 1 is Poisson, 100 almost even. `tokenizer` is the
+    checkpoint's folder. Works on a mock and on a real engine.
     """
     theirs = run_vllm_bench(
         base_url,
@@ -40,6 +42,7 @@ def both_medians(
         n_requests=n_requests,
         output_tokens=output_tokens,
         input_tokens=input_tokens,
+        burstiness=burstiness,
     )
     assert theirs["completed"] == n_requests
     assert set(theirs["output_lens"]) == {output_tokens}
@@ -62,7 +65,7 @@ def both_medians(
             {
                 "name": "same",
                 "kind": "gamma",
-                "burstiness": 1.0,
+                "burstiness": burstiness,
                 "rate_per_s": rate_per_s,
                 "duration_s": n_requests / rate_per_s,
             }
