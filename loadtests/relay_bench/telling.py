@@ -2,8 +2,8 @@
 
 Metrics, the request log as JSON, and traces over OTLP to a process of the benchmark's own. Serve's
 access log is off in all of them (as in configs/prod.yaml), so that the request log does not stand
-in for it. What a router puts off (spans that wait for their batch, lines for their buffer) it does
-at the end of its round, where its time counts.
+in for it. What a router puts off (metrics, spans that wait for their batch, lines for their buffer)
+it does at the end of its round, where its time counts.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from serve_app.domain.errors import InvalidRunError
 from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
 from serve_app.serving.http import send_json
 from serve_app.telemetry.meters import Meters, serve_meters
+from serve_app.telemetry.metrics import ServeMetrics
 
 FLUSH = "/flush"
 ONE_IN_A_HUNDRED = {
@@ -52,6 +53,8 @@ class FlushedRouter(BareRouter):
 
         async def flushed(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and scope["path"].endswith(FLUSH):
+                if isinstance(self.meters.router, ServeMetrics):
+                    self.meters.router.flush()
                 await asyncio.to_thread(self._flush)
                 await send_json(send, 200, {})
             else:

@@ -1,8 +1,7 @@
 """Pass an answer's bytes on to the client, and end what fails so that the client notices."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from serve_app.domain.traffic import RouteReason
 from serve_app.engines.engine import Send
@@ -16,8 +15,9 @@ from serve_app.serving.http import (
 )
 from serve_app.serving.limits import AnswerLimit, Ending
 from serve_app.serving.relay import HOP_BY_HOP, Answer
+from serve_app.serving.short_way import short_way
 from serve_app.serving.sse import EVENT_ENDS, WholeEvents, error_event, is_stream
-from serve_app.serving.upstream import UpstreamTruncatedError
+from serve_app.serving.upstream import Sink, Taking, UpstreamTruncatedError
 
 # What the router's own server adds, or the router itself.
 _NOT_PASSED_BACK = HOP_BY_HOP | {
@@ -96,34 +96,33 @@ async def pass_on(
 
 def _sink(
     send: Send, seen: Callable[[bytes], None], limit: AnswerLimit, events: WholeEvents | None
-) -> Callable[[bytes], Coroutine[Any, Any, None]]:
+) -> Sink:
     """What takes each piece. Runs once per token, so it calls as little as it can."""
     now = limit.loop.time
 
-    def send_piece(piece: bytes) -> Coroutine[Any, Any, None]:
+    def send_piece(piece: bytes) -> Taking:
         limit.last_s = now()
         seen(piece)
         return send({"type": "http.response.body", "body": piece, "more_body": True})
 
     if events is None:
         return send_piece
+    write = short_way(send)
 
-    def send_events(piece: bytes) -> Coroutine[Any, Any, None]:
+    def send_events(piece: bytes) -> Taking | None:
         limit.last_s = now()
         if events.held or not piece.endswith(EVENT_ENDS):
             piece = events.take(piece)
             if not piece:
-                return _nothing()
+                return None
         else:
             events.last = piece  # as `take` does: each frame costs a token a microsecond or two
         seen(piece)
+        if write is not None and write(piece):
+            return None
         return send({"type": "http.response.body", "body": piece, "more_body": True})
 
     return send_events
-
-
-async def _nothing() -> None:
-    """No event is whole yet."""
 
 
 async def _last_word(

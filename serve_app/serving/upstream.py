@@ -17,8 +17,9 @@ import httptools
 from serve_app.serving.http import Headers
 from serve_app.serving.stepping import Suspended
 
-Sink = Callable[[bytes], Coroutine[Any, Any, None]]
-"""Takes a piece of a body; waits when whoever is behind it is slow."""
+Taking = Coroutine[Any, Any, None]
+Sink = Callable[[bytes], Taking | None]
+"""Takes a piece of a body: at once (None), or by a coroutine that waits for a slow reader."""
 
 _HIGH_WATER_BYTES = 256 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -101,19 +102,18 @@ class UpstreamConnection(asyncio.Protocol):
             self._dry_bytes = 0
             piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             chunks.clear()
-            coroutine = self._sink(piece)
             try:
-                waits_for = coroutine.send(None)
+                taking = self._sink(piece)
+                if taking is not None:
+                    self._suspended = Suspended(taking, taking.send(None))
             except StopIteration:
-                if not (self._done or self._lost):
-                    return
+                pass
             except Exception as error:
                 self._sink_error = error
-            else:
-                self._suspended = Suspended(coroutine, waits_for)
         else:
             self._count_buffered(len(data))
-        if self._chunks or self._done or self._lost or self._needs_task():
+        is_over = self._done or self._lost
+        if is_over or chunks or self._sink is None or self._suspended or self._sink_error:
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -220,7 +220,9 @@ class UpstreamConnection(asyncio.Protocol):
                     suspended, self._suspended = self._suspended, None
                     await self._wait_for_sink(suspended)
                 elif self._chunks:
-                    await self._wait_for_sink(sink(self._take()))
+                    taking = sink(self._take())
+                    if taking is not None:
+                        await self._wait_for_sink(taking)
                 elif self._is_over():
                     return
                 else:
@@ -255,9 +257,6 @@ class UpstreamConnection(asyncio.Protocol):
     def _sleeper(self) -> asyncio.Future[None] | None:
         """What the task sleeps on; None if it runs, or is woken and has work that comes first."""
         return None if self._waiter is None or self._waiter.done() else self._waiter
-
-    def _needs_task(self) -> bool:
-        return self._sink is None or self._suspended is not None or self._sink_error is not None
 
     def _is_over(self) -> bool:
         """Whether nothing more will come. Raises UpstreamTruncatedError if more should have."""

@@ -8,6 +8,7 @@ from serve_app.domain.observation import Observation
 from serve_app.routing.ladder import LadderState, shares_for
 from serve_app.telemetry import names
 from serve_app.telemetry.admission_counts import AdmissionCounts
+from serve_app.telemetry.put_off import PutOff
 
 _BREAKER_LEVELS = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
@@ -54,9 +55,13 @@ class RouterMetrics(Protocol):
 
 
 class ServeMetrics:
-    """Counts through `ray.serve.metrics`, which labels each series with application and replica."""
+    """Counts through `ray.serve.metrics`, which labels each series with application and replica.
+
+    What is told of every request is put off. Make it where the loop that serves requests runs.
+    """
 
     def __init__(self) -> None:
+        self._put_off = PutOff()
         self._requests = _counter(names.ROUTER_REQUESTS)
         self._fallbacks = _counter(names.ROUTER_FALLBACKS)
         self._broken = _counter(names.ROUTER_BROKEN_STREAMS)
@@ -74,7 +79,8 @@ class ServeMetrics:
 
     def answered(self, variant: str, reason: str, status: int) -> None:
         """Labels come from our own closed sets, never from the request."""
-        self._requests.inc(tags={"variant": variant, "reason": reason, "status": str(status)})
+        tags = {"variant": variant, "reason": reason, "status": str(status)}
+        self._put_off.add(self._requests.inc, 1.0, tags)
 
     def fell_back(self, variant: str) -> None:
         """Counted per attempt that failed."""
@@ -103,7 +109,7 @@ class ServeMetrics:
 
     def decided(self, own_s: float) -> None:
         """One sample per request."""
-        self._overhead.observe(own_s)
+        self._put_off.add(self._overhead.observe, own_s)
 
     def stands(
         self, variant: str, *, ready: float, in_flight: int, breaker: str | None = None
@@ -126,10 +132,14 @@ class ServeMetrics:
             return
         tags = {"variant": seen.variant}
         if seen.ttft_s is not None:
-            self._ttft.observe(seen.ttft_s, tags=tags)
-        self._duration.observe(seen.duration_s, tags=tags)
+            self._put_off.add(self._ttft.observe, seen.ttft_s, tags)
+        self._put_off.add(self._duration.observe, seen.duration_s, tags)
         if seen.tpot_s is not None:
-            self._tpot.observe(seen.tpot_s, tags=tags)
+            self._put_off.add(self._tpot.observe, seen.tpot_s, tags)
+
+    def flush(self) -> None:
+        """Make what was put off."""
+        self._put_off.flush()
 
 
 class LadderMetrics(Protocol):
