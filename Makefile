@@ -53,7 +53,7 @@ test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engine
 family-table: setup ## every recipe made, gated, served, judged and timed, in one table: about 40 minutes
 	quantile family
 
-pipeline: setup ## baseline, INT8, 4 bits, each validated, a recommendation, a checklist: about 14 minutes
+pipeline: setup ## baseline, INT8, 4 bits, each validated, a recommendation, a checklist: about 15 minutes
 	quantile pipeline configs/pipelines/reference.yaml
 
 test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds

@@ -67,7 +67,8 @@ class HandleAnswer:
     async def hand_on(self, sink: Sink) -> None:
         """Piece by piece."""
         while piece := await self.read():
-            await sink(piece)
+            if (taking := sink(piece)) is not None:
+                await taking
 
     def release(self) -> None:
         """Nothing is kept."""
