@@ -64,7 +64,8 @@ class FakeAnswer:
 
     async def hand_on(self, sink: Sink) -> None:
         while piece := await self.read():
-            await sink(piece)
+            if (taking := sink(piece)) is not None:
+                await taking
 
     def release(self) -> None:
         assert not self._pieces, "released before it was read to its end"
