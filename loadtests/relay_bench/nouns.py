@@ -14,8 +14,10 @@ LITELLM = "LiteLLM proxy"
 SGLANG = "SGLang gateway"
 PEERS = (LITELLM, SGLANG)
 SILENT = "the router, telling nothing"
-TRACED = "metrics, log, every request traced"
-SAMPLED = "metrics, log, 1 of 100 traced"
+TRACED = "metrics, every request traced"
+SAMPLED = "metrics, 1 of 100 traced"
+LOGGED = "metrics, every request traced and logged"
+TELLING = (SILENT, TRACED, SAMPLED, LOGGED)
 
 
 def _nothing() -> None:
@@ -46,6 +48,10 @@ class Way:
     """Others that the way needs now: an ingress before the relay, a pass behind it."""
     after: Callable[[], None] = _nothing
     """Has the relay do what it put off; its time belongs to the round."""
+    together: bool = False
+    """Measured at the same moments as all others that are: a few percent are less than what a
+    machine's mood makes of two moments. Its latencies are those of a machine that serves them all.
+    """
 
 
 class Seen(msgspec.Struct, frozen=True):

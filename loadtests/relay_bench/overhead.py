@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from loadtests.relay_bench.budgets import Finding, Verdict, judge
+from loadtests.relay_bench.budgets import CLIENTS, Finding, Verdict, judge
 from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.cpu import CpuMeter
 from loadtests.relay_bench.figures import figures
@@ -76,8 +77,8 @@ def overhead(
     tracing: Annotated[
         bool,
         typer.Option(
-            help="Also the router with metrics, request log and traces, each request's and one in "
-            "a hundred's, beside one that tells nothing."
+            help="Also the router with metrics and traces, of each request and of one in a "
+            "hundred, and with the request log, at the same time as one that tells nothing."
         ),
     ] = False,
     engine: Annotated[
@@ -191,7 +192,7 @@ def all_ways(settings: Settings, folder: Path) -> Iterator[list[Way]]:
 
 
 def measure(ways: Sequence[Way], settings: Settings, console: Console) -> list[Sample]:
-    """Interleaved rounds over all ways, each round beginning with another; the first is a warm-up.
+    """Rounds over all ways; the first is a warm-up.
 
     Raises InvalidRunError when a stream failed or came short.
     """
@@ -200,14 +201,25 @@ def measure(ways: Sequence[Way], settings: Settings, console: Console) -> list[S
         start_s = time.monotonic()
         for clients in settings.clients:
             load = level(clients, settings.tokens) if number else Level(clients, 1, 8)
-            for turn in range(len(ways)):
-                way = ways[(number + turn) % len(ways)]
-                sample = run_round(way, load, number, settings)
-                if number:
-                    samples.append(sample)
+            seen = one_round(ways, load, number, settings)
+            if number:
+                samples += seen
         told = f"round {number} of {settings.rounds}" if number else "warm-up"
         console.print(f"{told}: {time.monotonic() - start_s:.0f} s", highlight=False)
     return [s for way in ways for s in samples if s.way == way.name]
+
+
+def one_round(ways: Sequence[Way], load: Level, number: int, settings: Settings) -> list[Sample]:
+    """Every way at one level, each round beginning with another. Those that are measured together
+    are so at up to `CLIENTS` clients each. Raises InvalidRunError."""
+    alone = [way for way in ways if not way.together]
+    first = number % len(alone)
+    seen = [run_round(way, load, number, settings) for way in alone[first:] + alone[:first]]
+    together = [way for way in ways if way.together]
+    if together and load.clients <= CLIENTS:
+        with ThreadPoolExecutor(len(together)) as pool:
+            seen += pool.map(lambda way: run_round(way, load, number, settings), together)
+    return seen
 
 
 def run_round(way: Way, load: Level, number: int, settings: Settings) -> Sample:

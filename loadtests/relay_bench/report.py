@@ -16,7 +16,7 @@ from rich.table import Table
 from loadtests.relay_bench.budgets import CLIENTS, Finding, Verdict
 from loadtests.relay_bench.engine import EngineRound, OfDirect
 from loadtests.relay_bench.figures import LevelFigures, Spread
-from loadtests.relay_bench.nouns import SAMPLED, SILENT, TRACED, Sample
+from loadtests.relay_bench.nouns import TELLING, Sample
 
 SCHEMA_VERSION = 2
 STYLES = {
@@ -83,7 +83,7 @@ def cost_table(figures: Sequence[LevelFigures], clients: int = CLIENTS) -> tuple
             spread_text(each.streams_per_s, 1),
         ]
         for each in figures
-        if each.clients == clients
+        if each.clients == clients and each.way not in TELLING
     ]
     return header, rows
 
@@ -93,7 +93,7 @@ def latency_table(figures: Sequence[LevelFigures]) -> tuple[list[str], Rows]:
     levels = sorted({each.clients for each in figures})
     by_key = {(each.way, each.clients): each for each in figures}
     header = ["added TTFT P50 / P99 ms; streams/s", *(f"{n} clients" for n in levels)]
-    ways = dict.fromkeys(each.way for each in figures)
+    ways = dict.fromkeys(each.way for each in figures if each.way not in TELLING)
     return header, [[way, *(_latency(by_key.get((way, n))) for n in levels)] for way in ways]
 
 
@@ -110,12 +110,13 @@ def _latency(each: LevelFigures | None) -> str:
 def telling_table(
     figures: Sequence[LevelFigures], clients: int = CLIENTS
 ) -> tuple[list[str], Rows]:
-    """What metrics, traces and the request log cost; no rows where it was not measured."""
+    """What metrics, traces and the request log cost, all at the same time; no rows where it was not
+    measured. In no other table: these ways share the machine."""
     header = [f"what telling costs, {clients} clients", "CPU us/token", "x telling nothing"]
     rows = [
         [each.way, spread_text(each.cpu_us_per_token, 1), spread_text(each.times_silent, 3)]
         for each in figures
-        if each.clients == clients and each.way in (SILENT, TRACED, SAMPLED)
+        if each.clients == clients and each.way in TELLING
     ]
     return header, rows
 

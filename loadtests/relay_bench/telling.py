@@ -1,6 +1,6 @@
-"""What it costs to tell: routers with everything on, beside one that tells nothing.
+"""What telling costs: routers that tell more or less, at once, beside one that tells nothing.
 
-Metrics, the request log as JSON, and traces over OTLP to a process of the benchmark's own. Serve's
+Metrics, traces over OTLP to a process of the benchmark's own, the request log as JSON. Serve's
 access log is off in all of them (as in configs/prod.yaml), so that the request log does not stand
 in for it. What a router puts off (metrics, spans that wait for their batch, lines for their buffer)
 it does at the end of its round, where its time counts.
@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from loadtests.relay_bench.mounted import SPLIT, BareRouter, deployment
-from loadtests.relay_bench.nouns import SAMPLED, SILENT, TRACED, Way
+from loadtests.relay_bench.nouns import LOGGED, SAMPLED, SILENT, TRACED, Way
 from loadtests.relay_bench.replicas import direct_port, replica
 from loadtests.relay_bench.upstream import CHAT
 from serve_app.config.schema import RouterArgs
@@ -99,12 +99,16 @@ class SampledRouter(TracedRouter):
     """A class of its own, for its deployment's name."""
 
 
+class LoggedRouter(TracedRouter):
+    """Likewise."""
+
+
 def telling_ways(args: RouterArgs, sink_port: int) -> list[Way]:
     """Run the routers in the Serve instance that runs; returns the ways when they are ready."""
     from ray import serve
 
     logging_config = {"encoding": "JSON", "enable_access_log": False}
-    all_told = SPLIT | {"log_requests": True}
+    logged = SPLIT | {"log_requests": True}
 
     def environ(service: str, sampler: dict[str, str]) -> dict[str, str]:
         endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}"}
@@ -112,8 +116,9 @@ def telling_ways(args: RouterArgs, sink_port: int) -> list[Way]:
 
     routers: list[tuple[str, str, type, dict[str, Any], tuple[Any, ...]]] = [
         (SILENT, "silent", SilentRouter, SPLIT, (args,)),
-        (TRACED, "traced", TracedRouter, all_told, (args, environ(TRACED, {}))),
-        (SAMPLED, "sampled", SampledRouter, all_told, (args, environ(SAMPLED, ONE_IN_A_HUNDRED))),
+        (TRACED, "traced", TracedRouter, SPLIT, (args, environ(TRACED, {}))),
+        (SAMPLED, "sampled", SampledRouter, SPLIT, (args, environ(SAMPLED, ONE_IN_A_HUNDRED))),
+        (LOGGED, "logged", LoggedRouter, logged, (args, environ(LOGGED, {}))),
     ]
     ways = []
     for name, app, cls, config, bound in routers:
@@ -125,7 +130,10 @@ def telling_ways(args: RouterArgs, sink_port: int) -> list[Way]:
 
 
 def _way(name: str, port: int, prefix: str, pid: int) -> Way:
-    return Way(name, port, prefix + CHAT, (pid,), after=lambda: flush(port, prefix + FLUSH))
+    def after() -> None:
+        flush(port, prefix + FLUSH)
+
+    return Way(name, port, prefix + CHAT, (pid,), after=after, together=True)
 
 
 def flush(port: int, path: str) -> None:

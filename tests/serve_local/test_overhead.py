@@ -13,9 +13,8 @@ from loadtests.relay_bench.nouns import (
     HANDLES,
     HAPROXY,
     ROUTER,
-    SAMPLED,
     SILENT,
-    TRACED,
+    TELLING,
 )
 from loadtests.relay_bench.report import Document
 
@@ -31,8 +30,7 @@ def test_one_small_round_of_every_way(tmp_path):
     document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
     assert done.returncode == any(each.verdict is Verdict.MISSED for each in document.findings)
     at = {(each.way, each.clients): each for each in document.figures}
-    telling = (SILENT, TRACED, SAMPLED)
-    ways = (DIRECT, HAPROXY, ROUTER, DEPLOYED, HANDLES, *telling)
+    ways = (DIRECT, HAPROXY, ROUTER, DEPLOYED, HANDLES, *TELLING)
     assert at.keys() == {(way, clients) for way in ways for clients in (2, 16)}
     for way in ways:
         assert at[way, 16].streams_per_s.median > 20, way
@@ -44,7 +42,7 @@ def test_one_small_round_of_every_way(tmp_path):
     assert at[DEPLOYED, 16].path_us_per_token.median > cost[DEPLOYED].median
     # That the spans arrived is a condition of its end. How much they cost is for longer runs.
     assert at[SILENT, 16].times_silent.median == 1.0
-    for way in (TRACED, SAMPLED):
+    for way in TELLING:
         assert 0.5 < at[way, 16].times_silent.median < 2.0
     for said in ("at most 2.5", "at most 1.1", "what telling costs"):
         assert said in done.stdout

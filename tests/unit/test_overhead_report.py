@@ -115,6 +115,7 @@ def test_what_telling_costs_has_a_table_where_it_was_measured(document):
         [TRACED, "32.5 (32.0-33.0)", "1.083 (1.067-1.100)"],
         [SAMPLED, "31.5 (31.5-31.5)", "1.050 (1.050-1.050)"],
     ]
+    assert cost_table(found)[1] == latency_table(found)[1] == []  # they shared the machine
     assert "| what telling costs, 16 clients |" in markdown(
         msgspec.structs.replace(document, figures=found)
     )
