@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loadtests.relay_bench.mounted import OPTIONS, SPLIT, BareRouter, args_for, deployment
+from loadtests.relay_bench.mounted import (
+    NO_ACCESS_LOG,
+    OPTIONS,
+    SPLIT,
+    BareRouter,
+    args_for,
+    deployment,
+)
 from loadtests.relay_bench.nouns import DEPLOYED, HANDLES, ROUTER, Way
 from loadtests.relay_bench.replicas import direct_port, ingress_pids, replica
 from loadtests.relay_bench.telling import telling_ways
@@ -189,5 +196,6 @@ def _deploy(upstream_port: int, pass_port: int) -> None:
     handles = deployment(HandleRouter, SPLIT).bind(args)
     serve.run(handles, name="handles", route_prefix=_HANDLES)
     serve.run(deployment(BareRouter, SPLIT).bind(args), name="bare", route_prefix=_BARE)
-    deployed = Deployed.options(user_config=SPLIT).bind(args_for(pass_port))
+    options = {"user_config": SPLIT, "logging_config": NO_ACCESS_LOG}
+    deployed = Deployed.options(**options).bind(args_for(pass_port))
     serve.run(deployed, name="router", route_prefix="/")

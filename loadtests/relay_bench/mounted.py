@@ -9,9 +9,12 @@ from serve_app.engines.engine import ASGIApp, Receive, Scope, Send
 from serve_app.serving.variant_router import VariantRouter
 
 SPLIT: dict[str, Any] = {"split": {NAME: 10_000}, "fallback": []}
+NO_ACCESS_LOG = {"enable_access_log": False}
+"""As in configs/prod.yaml; the peers write none either."""
 OPTIONS: dict[str, Any] = {
     "max_ongoing_requests": 1000,
     "ray_actor_options": {"num_cpus": 0},
+    "logging_config": NO_ACCESS_LOG,
 }
 
 

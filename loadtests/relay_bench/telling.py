@@ -1,9 +1,8 @@
 """What telling costs: routers that tell more or less, at once, beside one that tells nothing.
 
-Metrics, traces over OTLP to a process of the benchmark's own, the request log as JSON. Serve's
-access log is off in all of them (as in configs/prod.yaml), so that the request log does not stand
-in for it. What a router puts off (metrics, spans that wait for their batch, lines for their buffer)
-it does at the end of its round, where its time counts.
+Metrics, traces over OTLP to a process of the benchmark's own, the request log as JSON. What a
+router puts off (metrics, spans that wait for their batch, lines for their buffer) it does at the
+end of its round, where its time counts.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ import logging
 import os
 from typing import Any
 
-from loadtests.relay_bench.mounted import SPLIT, BareRouter, deployment
+from loadtests.relay_bench.mounted import NO_ACCESS_LOG, SPLIT, BareRouter, deployment
 from loadtests.relay_bench.nouns import LOGGED, SAMPLED, SILENT, TRACED, Way
 from loadtests.relay_bench.replicas import direct_port, replica
 from loadtests.relay_bench.upstream import CHAT
@@ -107,7 +106,7 @@ def telling_ways(args: RouterArgs, sink_port: int) -> list[Way]:
     """Run the routers in the Serve instance that runs; returns the ways when they are ready."""
     from ray import serve
 
-    logging_config = {"encoding": "JSON", "enable_access_log": False}
+    logging_config = {"encoding": "JSON", **NO_ACCESS_LOG}
     logged = SPLIT | {"log_requests": True}
 
     def environ(service: str, sampler: dict[str, str]) -> dict[str, str]:

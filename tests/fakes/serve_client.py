@@ -58,10 +58,11 @@ def direct_ports(pid: int) -> list[int]:
 def metrics_file(pid: int) -> Path:
     """Where Ray lists the metrics pages of the `serve run` with this process id.
 
-    The file of the same name in /tmp/ray itself is that of the machine's last instance.
+    The file of the same name in /tmp/ray itself is that of the machine's last instance. The newest,
+    where an earlier process had the same id.
     """
-    (found,) = Path("/tmp/ray").glob(f"session_*_{pid}/prom_metrics_service_discovery.json")
-    return found
+    found = Path("/tmp/ray").glob(f"session_*_{pid}/prom_metrics_service_discovery.json")
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:

@@ -53,10 +53,14 @@ def settings(tmp_path):
 
 
 async def traffic(base_url: str, until: asyncio.Event) -> None:
-    """Greedy and pinned requests, more at once than have places, streams of the baseline `a` (TTFT
-    and TPOT are of streams alone); some variants fail, and one caller has a wrong key."""
+    """Greedy and pinned requests, more at once than have places, and streams, which alone have a
+    TTFT and, with their usage, a TPOT; some variants fail, and one caller has a wrong key."""
+    usage = {"include_usage": True}
     bodies = [chat(name, 4, temperature=0) for name in (MODEL, MODEL, f"{MODEL}@b")]
-    bodies += [chat(f"{MODEL}@{name}", 8, stream=True) for name in ("a", "dying", "busy")]
+    bodies += [
+        chat(f"{MODEL}@{name}", 8, stream=True, stream_options=usage)
+        for name in ("a", "dying", "busy")
+    ]
 
     async def one(client: httpx.AsyncClient, body: dict, **headers: str) -> None:
         try:
