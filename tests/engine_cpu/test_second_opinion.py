@@ -12,12 +12,14 @@ from tests.fakes.second_opinion import Medians, both_medians
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 ATTEMPTS = 6
+LIMIT = 0.1
 
 
 def test_vllm_bench_agrees_on_a_real_engine(serve, tmp_path):
     """P50 of TTFT and TPOT within 10 %, one tool after the other: on a shared machine the engine
     itself may not do the same twice, so it is tried again. A wrong definition is wrong each time:
-    TTFT by a gap or more, TPOT by one part in the number of tokens.
+    TTFT by a gap or more, TPOT by one part in the number of tokens. Where not even the same tool
+    agrees with itself it is skipped; tests/contract holds the definitions on a steady server.
 
     Almost even arrivals, far apart: the tools draw different ones, and where a slow machine's
     answers overlap, TPOT is of how often they do (two 15 % apart, each time the same way).
@@ -43,12 +45,21 @@ def test_vllm_bench_agrees_on_a_real_engine(serve, tmp_path):
         seen.append((ours, theirs))
         if agree(ours, theirs) or agree(*map(middle, zip(*seen, strict=True))):
             return
+    drift = max(own_drift(attempts) for attempts in zip(*seen, strict=True))
+    if drift > LIMIT:
+        pytest.skip(f"one tool differs from itself by {drift:.0%} here: nothing can be decided")
     pytest.fail(f"ours {ours}, vllm bench serve {theirs}")
 
 
 def agree(ours: Medians, theirs: Medians) -> bool:
-    """Within 10 %, both."""
-    return astuple(ours) == pytest.approx(astuple(theirs), rel=0.1)
+    """Within the limit, both."""
+    return astuple(ours) == pytest.approx(astuple(theirs), rel=LIMIT)
+
+
+def own_drift(attempts: Sequence[Medians]) -> float:
+    """What lies between one tool's attempts at the same, as a share of the least."""
+    columns = zip(*map(astuple, attempts), strict=True)
+    return max(max(column) / min(column) - 1 for column in columns)
 
 
 def middle(attempts: Sequence[Medians]) -> Medians:
