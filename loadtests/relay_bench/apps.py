@@ -196,6 +196,5 @@ def _deploy(upstream_port: int, pass_port: int) -> None:
     handles = deployment(HandleRouter, SPLIT).bind(args)
     serve.run(handles, name="handles", route_prefix=_HANDLES)
     serve.run(deployment(BareRouter, SPLIT).bind(args), name="bare", route_prefix=_BARE)
-    options = {"user_config": SPLIT, "logging_config": NO_ACCESS_LOG}
-    deployed = Deployed.options(**options).bind(args_for(pass_port))
-    serve.run(deployed, name="router", route_prefix="/")
+    deployed = Deployed.options(user_config=SPLIT, logging_config=NO_ACCESS_LOG)
+    serve.run(deployed.bind(args_for(pass_port)), name="router", route_prefix="/")

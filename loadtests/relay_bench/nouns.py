@@ -18,6 +18,8 @@ TRACED = "metrics, every request traced"
 SAMPLED = "metrics, 1 of 100 traced"
 LOGGED = "metrics, every request traced and logged"
 TELLING = (SILENT, TRACED, SAMPLED, LOGGED)
+"""Measured at the same moments: a few percent are less than what a machine's mood makes of two
+moments. Their latencies are those of a machine that serves them all."""
 
 
 def _nothing() -> None:
@@ -48,10 +50,6 @@ class Way:
     """Others that the way needs now: an ingress before the relay, a pass behind it."""
     after: Callable[[], None] = _nothing
     """Has the relay do what it put off; its time belongs to the round."""
-    together: bool = False
-    """Measured at the same moments as all others that are: a few percent are less than what a
-    machine's mood makes of two moments. Its latencies are those of a machine that serves them all.
-    """
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from loadtests.relay_bench.budgets import CLIENTS, Finding, Verdict, judge
 from loadtests.relay_bench.client import Task
 from loadtests.relay_bench.cpu import CpuMeter
 from loadtests.relay_bench.figures import figures
-from loadtests.relay_bench.nouns import DIRECT, HAPROXY, Level, Sample, Way
+from loadtests.relay_bench.nouns import DIRECT, HAPROXY, TELLING, Level, Sample, Way
 from loadtests.relay_bench.otlp_sink import otlp_sink, require_spans
 from loadtests.relay_bench.processes import plain_haproxy, run_client, upstream
 from loadtests.relay_bench.upstream import CHAT, MODEL, TOKEN
@@ -210,12 +210,12 @@ def measure(ways: Sequence[Way], settings: Settings, console: Console) -> list[S
 
 
 def one_round(ways: Sequence[Way], load: Level, number: int, settings: Settings) -> list[Sample]:
-    """Every way at one level, each round beginning with another. Those that are measured together
-    are so at up to `CLIENTS` clients each. Raises InvalidRunError."""
-    alone = [way for way in ways if not way.together]
+    """Every way at one level, each round beginning with another; those of `TELLING` together, at up
+    to `CLIENTS` clients each. Raises InvalidRunError."""
+    alone = [way for way in ways if way.name not in TELLING]
     first = number % len(alone)
     seen = [run_round(way, load, number, settings) for way in alone[first:] + alone[:first]]
-    together = [way for way in ways if way.together]
+    together = [way for way in ways if way.name in TELLING]
     if together and load.clients <= CLIENTS:
         with ThreadPoolExecutor(len(together)) as pool:
             seen += pool.map(lambda way: run_round(way, load, number, settings), together)

@@ -129,10 +129,7 @@ def telling_ways(args: RouterArgs, sink_port: int) -> list[Way]:
 
 
 def _way(name: str, port: int, prefix: str, pid: int) -> Way:
-    def after() -> None:
-        flush(port, prefix + FLUSH)
-
-    return Way(name, port, prefix + CHAT, (pid,), after=after, together=True)
+    return Way(name, port, prefix + CHAT, (pid,), after=lambda: flush(port, prefix + FLUSH))
 
 
 def flush(port: int, path: str) -> None:

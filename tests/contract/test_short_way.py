@@ -57,9 +57,9 @@ async def served(app: Any, **options: Any):
         await task
 
 
-async def ask(address: Any, method: str = "GET", more: str = "connection: close\r\n") -> bytes:
+async def ask(address: Any, method: str = "GET") -> bytes:
     reader, writer = await asyncio.open_connection(*address)
-    writer.write(f"{method} / HTTP/1.1\r\nhost: h\r\n{more}\r\n".encode())
+    writer.write(f"{method} / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n".encode())
     try:
         return await asyncio.wait_for(reader.read(), 5)
     finally:
