@@ -1,27 +1,28 @@
 """`quantile simulate`: what a precision ladder would do, over curves that were measured."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import track
 
 from loadtests.campaign.stages import TraceFormat
-from serve_app.config.ladder import LadderConfig
-from serve_app.config.parse import parse, read_yaml
 from serve_app.domain.errors import ConfigError
-from serve_app.domain.quality import decode_report
-from serve_app.simulate.curves import ServiceCurve
-from serve_app.simulate.measured import read_curves, write_curves
+from serve_app.simulate.inputs import (
+    expected_quality,
+    ladder_config,
+    read_all,
+    replica_counts,
+)
+from serve_app.simulate.measured import write_curves
 from serve_app.simulate.picture import draw as draw_picture
-from serve_app.simulate.run import Arrival
+from serve_app.simulate.repeated import Answered, Load, repeated_lines, repeated_table
 from serve_app.simulate.study import Question, answer, capacity_per_s
 from serve_app.simulate.table import outcome_table, verdict_lines
 from serve_app.simulate.trace import (
     SHAPES,
-    Tokens,
     burst,
     draw,
     mean_tokens,
@@ -68,8 +69,8 @@ def ladder(
         typer.Option(help="RATExSECONDS, or FROM-TOxSECONDS; repeat, in order: 2x30, 2-12x20."),
     ] = None,
     shape: Annotated[
-        str, typer.Option(help=f"Without --stage: a burst, {', '.join(SHAPES)}.")
-    ] = "square",
+        list[str], typer.Option(help=f"Without --stage: a burst, {', '.join(SHAPES)}; repeat.")
+    ] = ["square"],  # noqa: B006
     overload: Annotated[
         float, typer.Option(min=0.1, help="Of the burst, in capacities of the best rung.")
     ] = 2.0,
@@ -90,6 +91,9 @@ def ladder(
         int, typer.Option(min=1, help="Router replicas; each sees its part of the traffic.")
     ] = 1,
     seed: Annotated[int, typer.Option(help="Of the arrivals and lengths.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="So many, from --seed on: medians and ranges are told.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Draw it: *.png, *.svg or *.pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, nothing else.")] = False,
 ) -> None:
@@ -108,37 +112,60 @@ def ladder(
 
         quantile simulate ladder --curves curves.yaml --config ladder.yaml --quality-report q.json
         --trace AzureLLMInferenceTrace_conv.csv --seconds 600 --router-replicas 2
+
+        quantile simulate ladder --curves curves.yaml --config ladder.yaml --quality-report q.json
+        --shape square --shape ramp --shape two --seeds 5
     """
-    known = read_all(curves)
-    ladder_config = _config(config, rungs, ttft_ms, tpot_ms)
-    lengths, n_replicas = parse_tokens(tokens), _numbers(replicas or [])
-    arrivals = (
-        recorded(trace_format, trace, speedup, seconds)
-        if trace
-        else _drawn(
-            stage or [], shape, (overload, calm, burst_s), lengths, seed,
-            capacity_per_s(known, ladder_config, lengths.mean, n_replicas)[ladder_config.rungs[0]],
+    known, lengths = read_all(curves), parse_tokens(tokens)
+    chosen = ladder_config(config, rungs, ttft_ms, tpot_ms)
+    n_replicas = replica_counts(replicas or [])
+    expected = expected_quality(quality or [], quality_report)
+    capacity = capacity_per_s(known, chosen, lengths.mean, n_replicas)[chosen.rungs[0]]
+
+    def question(load: Load) -> Question:
+        if trace:
+            arrivals = recorded(trace_format, trace, speedup, seconds)
+        else:
+            stages = [parse_stage(text) for text in stage or []]
+            size = (overload, calm, burst_s)
+            arrivals = draw(stages or burst(load.shape, capacity, *size), lengths, load.seed)
+        return Question(
+            config=chosen,
+            curves=tuple(known),
+            quality=expected,
+            trace=arrivals,
+            replicas=n_replicas,
+            shares_device=one_device,
+            n_routers=router_replicas,
         )
-    )  # fmt: skip
-    question = Question(
-        config=ladder_config,
-        curves=tuple(known),
-        quality=_quality(quality or [], quality_report),
-        trace=arrivals,
-        replicas=n_replicas,
-        shares_device=one_device,
-        n_routers=router_replicas,
-    )
-    found = answer(question)
+
     console = Console(markup=False, highlight=False, quiet=as_json)
     console.width = max(console.width, _WIDTH)
+    loads = [Load(name, seed + n) for name in shape for n in range(seeds)]
+    if len(loads) > 1:
+        if trace or out is not None:
+            raise ConfigError(
+                "several loads are drawn, and told as a table: leave out --trace and --out, or "
+                "give one --shape and one seed"
+            )
+        found = [
+            Answered(load, answer(question(load)))
+            for load in track(loads, "simulating", console=console, transient=True)
+        ]
+        if as_json:
+            typer.echo(json.dumps({"loads": [each.as_json() for each in found]}, indent=1))
+        console.print(repeated_table(found))
+        console.print(*repeated_lines(found), sep="\n")
+        return
+    asked = question(loads[0])
+    answered = answer(asked)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=1))
-    console.print(outcome_table(question, found))
-    carried = capacity_per_s(known, ladder_config, mean_tokens(arrivals), n_replicas)
-    console.print(*verdict_lines(question, found, carried), sep="\n")
+        typer.echo(json.dumps(answered.as_json(), indent=1))
+    console.print(outcome_table(asked, answered))
+    carried = capacity_per_s(known, chosen, mean_tokens(asked.trace), n_replicas)
+    console.print(*verdict_lines(asked, answered, carried), sep="\n")
     if out is not None:
-        draw_picture(question, found, out)
+        draw_picture(asked, answered, out)
         console.print(f"drawn: {out}")
 
 
@@ -165,74 +192,3 @@ def curves(
         line = f"{curve.variant}: {told}, at most {curve.max_batch}; {curve.source}"
         console.print(line, soft_wrap=True)
     console.print(f"written: {out}")
-
-
-def read_all(paths: Sequence[Path]) -> list[ServiceCurve]:
-    """The curves of several measurements; of a variant that two have, the first."""
-    found: dict[str, ServiceCurve] = {}
-    for path in paths:
-        for curve in read_curves(path):
-            found.setdefault(curve.variant, curve)
-    return list(found.values())
-
-
-def _config(
-    path: Path | None, rungs: str | None, ttft_ms: float | None, tpot_ms: float | None
-) -> LadderConfig:
-    if (path is None) == (rungs is None):
-        raise ConfigError("give the ladder by --config FILE, or by --rungs and an SLO")
-    if path is not None:
-        if ttft_ms is not None or tpot_ms is not None:
-            raise ConfigError(f"{path} has the SLO: leave out --ttft-ms and --tpot-ms")
-        raw = read_yaml(path)
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} needs the keys of a ladder, as `rungs: [bf16, int8]`")
-        return parse(LadderConfig, raw.get("ladder", raw), where=str(path))
-    values = {
-        "rungs": [name.strip() for name in (rungs or "").split(",")],
-        "ttft_p95_ms": ttft_ms,
-        "tpot_p95_ms": tpot_ms,
-    }
-    return parse(LadderConfig, values, where="--rungs")
-
-
-def _drawn(
-    stages: Sequence[str],
-    shape: str,
-    size: tuple[float, float, float],
-    lengths: Tokens,
-    seed: int,
-    capacity: float,
-) -> tuple[Arrival, ...]:
-    if stages:
-        return draw([parse_stage(text) for text in stages], lengths, seed)
-    return draw(burst(shape, capacity, *size), lengths, seed)
-
-
-def _numbers(texts: Sequence[str]) -> dict[str, int]:
-    found = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if not number.isdecimal() or not int(number):
-            raise ConfigError(f"--replicas {text}: write NAME=N, as gptq=2")
-        found[name] = int(number)
-    return found
-
-
-def _quality(texts: Sequence[str], report: Path | None) -> dict[str, float]:
-    if bool(texts) == (report is not None):
-        raise ConfigError("give the quality by --quality NAME=VALUE, or by --quality-report FILE")
-    if report is not None:
-        try:
-            decoded = decode_report(report.read_bytes(), str(report))
-        except OSError as error:
-            raise ConfigError(f"cannot read {report}: {error.strerror}") from None
-        return {each.name: each.score.value for each in decoded.variants if each.score is not None}
-    found = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise ConfigError(f"--quality {text}: write NAME=VALUE, as int8=0.998") from None
-    return found

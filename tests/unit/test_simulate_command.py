@@ -1,14 +1,21 @@
 """`quantile simulate` as it is typed."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from serve_app.domain.errors import ConfigError
 from serve_app.simulate.cli import app
+from serve_app.simulate.outcome import Outcome
+from serve_app.simulate.repeated import Answered, Load, repeated_lines, repeated_table
+from serve_app.simulate.study import Answer
 
 EXAMPLE = Path(__file__).parents[2] / "serve_app" / "simulate" / "example" / "curves.yaml"
 SHORT = ["--stage", "1x10", "--stage", "6x20", "--stage", "1x20"]
@@ -73,6 +80,49 @@ def test_routers_replicas_and_one_device_change_the_answer():
         assert run(*LADDER, *SLO, *QUALITY, *SHORT, "--json", *more) != plain
 
 
+def test_several_loads_are_told_with_their_ranges():
+    one = ["--overload", "2", "--burst-s", "15", "--shape", "square"]
+    command = [*LADDER, *SLO, *QUALITY, *one]
+    text = run(*command, "--shape", "two", "--seed", "3", "--seeds", "2")
+    for says in ("policy, 4 loads", "4 loads: square, two; seeds 3 to 4", "times fewer", "bound"):
+        assert says in text
+    found = json.loads(run(*command, "--seed", "3", "--seeds", "2", "--json"))["loads"]
+    assert [(each["shape"], each["seed"]) for each in found] == [("square", 3), ("square", 4)]
+    # each of them is what that load alone gives
+    alone = json.loads(run(*command, "--seed", "4", "--json"))
+    assert {"shape": "square", "seed": 4, **alone} == found[1]
+
+
+def test_the_median_of_several_loads_is_between_their_ends():
+    answers = [answered(1.0, 90, 9), answered(0.9, 80, 8), answered(0.8, 50, 0)]
+    lines = list(repeated_lines(answers))
+    assert "3 loads: square; seeds 1 to 3; median (range)" in lines
+    assert "times fewer SLO violations than fixed: 10.0 (10.0-inf)" in lines
+    assert any("10.00 (0.00-20.00) %, 3 loads" in line for line in lines)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(repeated_table(answers))
+    row = next(line for line in console.file.getvalue().splitlines() if "ladder" in line)
+    cells = [cell.strip() for cell in row.split("  ") if cell]
+    assert cells == ["ladder", "8.0 (0.0-9.0) %", "0.9000 (0.8000-1.0000)", "1"]
+    none_as_good = [replace(each, answer=replace(each.answer, hindsight=None)) for each in answers]
+    assert any("as rarely as the ladder did: 3" in line for line in repeated_lines(none_as_good))
+
+
+def answered(quality: float, n_fixed: int, n_ladder: int) -> Answered:
+    """A load of 100 requests; the seeds count up as the quality falls by tenths."""
+
+    def one(name: str, n: int, value: float) -> Outcome:
+        return Outcome(name, 100, n, value, {}, 0.1, None, 1)
+
+    best = one("best in hindsight", n_ladder, 1.0)
+    nothing: Any = None
+    found = Answer(
+        one("fixed", n_fixed, 1.0), one("ladder", n_ladder, quality), best, 1.0,
+        nothing, nothing, {},
+    )  # fmt: skip
+    return Answered(Load("square", 1 + round(10 * (1 - quality))), found)
+
+
 def test_a_recorded_trace_is_replayed(tmp_path):
     file = tmp_path / "trace.csv"
     rows = [f"2023-11-16 18:17:{s // 10:02}.{s % 10},10,20" for s in range(100)]
@@ -105,6 +155,8 @@ def test_curves_of_several_measurements_go_into_one_file(tmp_path):
         ([*LADDER, *SLO, *QUALITY, "--replicas", "fp8=2"], "the rungs are baseline, gguf-q4-k-m"),
         ([*LADDER, *SLO, *QUALITY, "--shape", "sine"], "known: square, ramp, two"),
         ([*LADDER, *SLO, *QUALITY, "--stage", "fast"], "is no stage"),
+        ([*LADDER, *SLO, *QUALITY, "--seeds", "2", "--out", "a.png"], "one --shape and one seed"),
+        ([*LADDER, *SLO, *QUALITY, "--seeds", "2", "--trace", "a.csv"], "one --shape and one seed"),
         (["ladder", "--curves", EXAMPLE, "--rungs", "bf16,int8", *SLO, *QUALITY], "no curve of"),
     ],
 )

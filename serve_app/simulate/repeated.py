@@ -1,0 +1,96 @@
+"""The same question of several loads: medians with their ranges, since one burst is luck."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from serve_app.simulate.outcome import Outcome
+from serve_app.simulate.study import Answer
+
+
+@dataclass(frozen=True)
+class Load:
+    """Arrivals that are drawn."""
+
+    shape: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One load, and what came of it."""
+
+    load: Load
+    answer: Answer
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"shape": self.load.shape, "seed": self.load.seed, **self.answer.as_json()}
+
+
+def repeated_table(found: Sequence[Answered]) -> Table:
+    """One row per policy over all loads."""
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(f"policy, {len(found)} loads")
+    for title in ("SLO missed", "quality", "turns, most"):
+        table.add_column(title, justify="right")
+    answers = [each.answer for each in found]
+    policies = (
+        [each.fixed for each in answers],
+        [each.ladder for each in answers],
+        [each.hindsight for each in answers if each.hindsight is not None],
+    )
+    for outcomes in policies:
+        if outcomes:
+            table.add_row(*_cells(outcomes))
+    table.add_row("nothing exceeds", "", _spread([each.bound for each in answers], "{:.4f}"))
+    return table
+
+
+def _cells(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    yield outcomes[0].name
+    yield _spread([100 * each.violation_share for each in outcomes], "{:.1f}") + " %"
+    yield _spread([each.quality for each in outcomes], "{:.4f}")
+    yield str(max(each.turns for each in outcomes))
+
+
+def repeated_lines(found: Sequence[Answered]) -> Iterator[str]:
+    """What the figures mean, in words: medians, and ranges over the loads."""
+    shapes = ", ".join(dict.fromkeys(each.load.shape for each in found))
+    seeds = [each.load.seed for each in found]
+    yield f"{len(found)} loads: {shapes}; seeds {min(seeds)} to {max(seeds)}; median (range)"
+    answers = [each.answer for each in found]
+    gains = [each.gain for each in answers if each.fixed.n_violations]
+    if gains:
+        yield f"times fewer SLO violations than {answers[0].fixed.name}: {_spread(gains, '{:.1f}')}"
+    unneeded = len(answers) - len(gains)
+    if unneeded:
+        fixed = answers[0].fixed.name
+        yield f"loads that need no ladder, since {fixed} violates nothing: {unneeded}"
+    lost = [
+        100 * (1 - each.ladder.quality / each.hindsight.quality)
+        for each in answers
+        if each.hindsight is not None
+    ]
+    if lost:
+        yield (
+            "quality lost against the best possible at no more violations: "
+            f"{_spread(lost, '{:.2f}')} %, {len(lost)} loads"
+        )
+    if len(lost) < len(answers):
+        yield (
+            "loads where no overflow policy with known arrivals violates the SLO as rarely as "
+            f"the ladder did: {len(answers) - len(lost)}"
+        )
+    bounds = [100 * (1 - each.ladder.quality / each.bound) for each in answers]
+    yield f"against the bound that nothing exceeds: {_spread(bounds, '{:.2f}')} %"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    median, low, high = (
+        form.format(value) for value in (statistics.median(values), min(values), max(values))
+    )
+    return median if low == high else f"{median} ({low}-{high})"
