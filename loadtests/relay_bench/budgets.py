@@ -7,10 +7,8 @@ import msgspec
 
 from loadtests.relay_bench.engine import OfDirect
 from loadtests.relay_bench.figures import LevelFigures, Spread
-from loadtests.relay_bench.nouns import DEPLOYED, PEERS, ROUTER, SAMPLED, TRACED
+from loadtests.relay_bench.nouns import CLIENTS, DEPLOYED, PEERS, ROUTER, SAMPLED, TRACED
 
-CLIENTS = 16
-"""The level at which budgets hold."""
 MAX_TIMES_HAPROXY = 2.5
 MAX_ADDED_P50_MS = 4.0
 MIN_OF_DIRECT = 0.97

@@ -19,7 +19,8 @@ from loadtests.relay_bench.nouns import Seen
 from serve_app.domain.errors import InvalidRunError
 
 END = b"0\r\n\r\n"
-PROMPT = "You are a patient assistant who answers in one sentence. " * 18
+SENTENCE = "You are a patient assistant who answers in one sentence. "
+PROMPT = SENTENCE * 18
 """About a kilobyte, as a short chat has."""
 _USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
 
@@ -38,13 +39,14 @@ class Task(msgspec.Struct, frozen=True):
     marker: str
     """Text of each token; empty: the answer's own `usage` counts them."""
     headers: dict[str, str] = {}
+    prompt: str = PROMPT
     timeout_s: float = 300.0
 
     def request(self) -> bytes:
         """The bytes of the request, the same each time."""
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": PROMPT}],
+            "messages": [{"role": "user", "content": self.prompt}],
             "stream": True,
             "max_tokens": self.tokens,
         }

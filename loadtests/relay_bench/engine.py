@@ -5,7 +5,7 @@ meets both alike, so that rounds are taken for independent.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,24 @@ import msgspec
 import yaml
 
 from loadtests.analyse.stats import interval_ranks
-from loadtests.relay_bench.client import Task
-from loadtests.relay_bench.nouns import Seen
+from loadtests.relay_bench.client import SENTENCE, Task
+from loadtests.relay_bench.nouns import CLIENTS, Seen
 from loadtests.relay_bench.processes import run_client
 from loadtests.relay_bench.replicas import direct_port, replica
+from loadtests.relay_bench.rounds import Settings
 from loadtests.relay_bench.upstream import CHAT
 from serve_app.config.secrets import internal_token
 from serve_app.config.serve_content import serve_content
 from serve_app.config.serve_file import load_serve_file
 from serve_app.domain.errors import ConfigError
+from serve_app.reference.large import ensure_large
 from serve_app.serving.http import INTERNAL_TOKEN_HEADER
 from serve_app.serving.local_serve import LocalServe
 from serve_app.serving.ports import free_port, own_ports
 
 DIRECT, ROUTER = "direct", "router"
-CLIENTS = 16
-REQUESTS = 8
-"""Counted ones of each client at each of the four turns of a round; with two, the rounds of one run
-lay between 0.90 and 1.16 of direct."""
+LARGE = "large"
+"""In place of a variant: the shape of `quantile reference large`."""
 
 
 class EngineRound(msgspec.Struct, frozen=True):
@@ -38,6 +38,11 @@ class EngineRound(msgspec.Struct, frozen=True):
 
     direct_tokens_per_s: float
     router_tokens_per_s: float
+
+    @property
+    def of_direct(self) -> float:
+        """Throughput through the router over the direct one."""
+        return self.router_tokens_per_s / self.direct_tokens_per_s
 
 
 class OfDirect(msgspec.Struct, frozen=True):
@@ -51,7 +56,7 @@ class OfDirect(msgspec.Struct, frozen=True):
 
 def of_direct(rounds: Sequence[EngineRound]) -> OfDirect | None:
     """Throughput through the router over the direct one, inside each round; None of no round."""
-    ratios = sorted(each.router_tokens_per_s / each.direct_tokens_per_s for each in rounds)
+    ratios = sorted(each.of_direct for each in rounds)
     if not ratios:
         return None
     low, high = (None if rank is None else ratios[rank - 1] for rank in ends(len(ratios)))
@@ -64,9 +69,34 @@ def ends(n: int) -> tuple[int | None, int | None]:
     return (None, None) if low is None or high is None else (low, high)
 
 
+def large_variant(model: str) -> dict[str, Any]:
+    """An application with the large reference shape, made if it is not there; threads as vLLM's
+    default has it: a core is left to serving."""
+    return {
+        "name": LARGE,
+        "route_prefix": f"/variants/{LARGE}",
+        "import_path": "serve_app.app:variant",
+        "args": {
+            "model": model,
+            "name": LARGE,
+            "checkpoint": str(ensure_large()),
+            "method": "unquantized",
+            "engine": {
+                "dtype": "bfloat16",
+                "max_model_len": 1024,
+                "max_num_seqs": CLIENTS,
+                "kv_cache_memory_bytes": 256 * 2**20,
+                "enforce_eager": True,
+            },
+        },
+    }
+
+
 def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[str, Any], str]:
     """The Serve file with this variant alone, and its public model. Raises ConfigError."""
     apps = {app["name"]: app for app in config.get("applications", ())}
+    if variant == LARGE and "router" in apps:
+        apps[LARGE] = large_variant(apps["router"]["args"]["model"])
     if not {"router", variant} <= apps.keys():
         raise ConfigError(
             f"need the applications `router` and `{variant}`, have {', '.join(sorted(apps))}"
@@ -78,15 +108,16 @@ def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[s
     return serve_content(port, model, split, [apps[variant]], args), model
 
 
-def measure(
-    config_file: Path, variant: str, folder: Path, *, rounds: int, tokens: int
-) -> list[EngineRound]:
+def measure(settings: Settings, folder: Path) -> Iterator[EngineRound]:
     """Serve the variant, and load it by both ways in turn; a warm-up comes before.
 
-    Raises ConfigError, EngineError, InvalidRunError.
+    The prompt is short: it is generating that costs a router something. Raises ConfigError,
+    EngineError, InvalidRunError.
     """
-    port = free_port()
-    alone, model = one_variant(load_serve_file(config_file), variant, port)
+    assert settings.engine is not None
+    variant, port = settings.engine, free_port()
+    config = load_serve_file(Path(settings.engine_config))
+    alone, model = one_variant(config, variant, port)
     file = folder / "engine.yaml"
     file.write_text(yaml.safe_dump(alone, sort_keys=False))
     with LocalServe(file, log=folder / "engine.log", environ=own_ports()) as serve:
@@ -99,11 +130,13 @@ def measure(
 
         def ask(way: str, requests: int) -> Seen:
             at_port, path, more = ways[way]
-            return run_client(Task(at_port, path, model, CLIENTS, requests, tokens, 0.0, "", more))
+            load = (model, CLIENTS, requests, settings.tokens)
+            return run_client(Task(at_port, path, *load, 0.0, "", more, SENTENCE))
 
         for way in ways:
             ask(way, 1)
-        return [one_round(number, lambda way: ask(way, REQUESTS)) for number in range(rounds)]
+        for number in range(settings.engine_rounds):
+            yield one_round(number, lambda way: ask(way, settings.engine_requests))
 
 
 def one_round(number: int, ask: Callable[[str], Seen]) -> EngineRound:

@@ -13,6 +13,8 @@ HANDLES = "the same router, Serve handles"
 LITELLM = "LiteLLM proxy"
 SGLANG = "SGLang gateway"
 PEERS = (LITELLM, SGLANG)
+CLIENTS = 16
+"""The level of the budgets, and of what is measured at one level alone."""
 SILENT = "the router, telling nothing"
 TRACED = "metrics, every request traced"
 SAMPLED = "metrics, 1 of 100 traced"

@@ -13,12 +13,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.relay_bench.budgets import CLIENTS, Finding, Verdict
+from loadtests.relay_bench.budgets import Finding, Verdict
 from loadtests.relay_bench.engine import EngineRound, OfDirect
 from loadtests.relay_bench.figures import LevelFigures, Spread
-from loadtests.relay_bench.nouns import TELLING, Sample
+from loadtests.relay_bench.nouns import CLIENTS, TELLING, Sample
+from loadtests.relay_bench.parts import PartsSample, parts_of
 
 SCHEMA_VERSION = 2
+BROKE_OFF = "The run broke off; this is what was measured before:"
 STYLES = {
     Verdict.KEPT: "green",
     Verdict.MISSED: "bold red",
@@ -40,6 +42,9 @@ class Document(msgspec.Struct, frozen=True):
     engine_of_direct: OfDirect | None
     findings: list[Finding]
     samples: list[Sample]
+    parts: list[PartsSample] = []
+    broke_off: str | None = None
+    """Why it is not all that was asked for; None: it is."""
 
 
 def machine() -> dict[str, str]:
@@ -121,6 +126,21 @@ def telling_table(
     return header, rows
 
 
+def parts_table(samples: Sequence[PartsSample]) -> tuple[list[str], Rows]:
+    """What each way costs at rest, per request and per token; no rows where it was not asked."""
+    header = [f"what CPU goes into, {CLIENTS} clients", "us/s at rest", "us/request", "us/token"]
+    rows = [
+        [
+            each.way,
+            spread_text(each.rest_us_per_s, 0),
+            spread_text(each.us_per_request, 0),
+            spread_text(each.us_per_token, 1),
+        ]
+        for each in parts_of(samples)
+    ]
+    return header, rows
+
+
 def engine_table(rounds: Sequence[EngineRound]) -> tuple[list[str], Rows]:
     """A real engine's tokens/s both ways, by round."""
     header = ["real engine, round", "direct tokens/s", "router tokens/s", "x direct"]
@@ -149,13 +169,15 @@ def budget_table(findings: Sequence[Finding]) -> tuple[list[str], Rows]:
 
 def _tables(document: Document) -> list[tuple[list[str], Rows]]:
     found = document.figures
-    tables = [cost_table(found), latency_table(found), telling_table(found)]
-    tables += [engine_table(document.engine), budget_table(document.findings)]
+    tables = [cost_table(found), parts_table(document.parts), latency_table(found)]
+    tables += [telling_table(found), engine_table(document.engine), budget_table(document.findings)]
     return [table for table in tables if table[1]]
 
 
 def print_document(document: Document, console: Console) -> None:
     """Print all tables."""
+    if document.broke_off is not None:
+        console.print(f"{BROKE_OFF} {document.broke_off}", style="bold red", markup=False)
     for header, rows in _tables(document):
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for number, name in enumerate(header):
@@ -174,6 +196,8 @@ def markdown(document: Document) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in document.machine.items())
     lines = [f"# What the router costs, {document.date}", "", facts, ""]
     lines += [f"`{json.dumps(document.settings)}`", ""]
+    if document.broke_off is not None:
+        lines += [f"**{BROKE_OFF}** {document.broke_off}", ""]
     for header, rows in _tables(document):
         lines.append(f"| {' | '.join(header)} |")
         lines.append(f"|{'---|' * len(header)}")

@@ -1,7 +1,6 @@
 """The relay benchmark's processes on loopback: upstream, client, one HAProxy pass, CPU time."""
 
 import asyncio
-import io
 import json
 import os
 import signal
@@ -11,14 +10,12 @@ import time
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from loadtests.relay_bench.client import Task, run
 from loadtests.relay_bench.cpu import CpuMeter, process_cpu_ns
 from loadtests.relay_bench.figures import figures
 from loadtests.relay_bench.nouns import DIRECT, HAPROXY, ROUTER, TRACED, Way
 from loadtests.relay_bench.otlp_sink import otlp_sink, spans_in
-from loadtests.relay_bench.overhead import Settings, level, measure, run_round
 from loadtests.relay_bench.peers import Peer, environment, install
 from loadtests.relay_bench.processes import (
     plain_haproxy,
@@ -27,6 +24,7 @@ from loadtests.relay_bench.processes import (
     upstream,
     wait_for_port,
 )
+from loadtests.relay_bench.rounds import Settings, level, rounds, run_round
 from loadtests.relay_bench.upstream import CARD, MODEL, NAME, TOKEN
 from serve_app.domain.checkpoint import VariantCard
 from serve_app.domain.errors import BuildError, InvalidRunError
@@ -238,12 +236,12 @@ def test_rounds_are_interleaved_and_the_first_is_not_kept(tmp_path):
         plain_haproxy(tmp_path, port) as (haproxy_port, pid),
     ):
         ways = [Way(DIRECT, port, CHAT), Way(HAPROXY, haproxy_port, CHAT, (pid,), lambda: (pid,))]
-        console = Console(file=io.StringIO())
-        samples = measure(ways, settings, console)
+        told: list[str] = []
+        samples = [each for found in rounds(ways, settings, told.append) for each in found]
     assert [(each.way, each.round) for each in samples] == [
-        (way, number) for way in (DIRECT, HAPROXY) for number in (1, 2)
-    ]
-    assert "warm-up" in console.file.getvalue()
+        (HAPROXY, 1), (DIRECT, 1), (DIRECT, 2), (HAPROXY, 2),
+    ]  # fmt: skip
+    assert [line.split(":")[0] for line in told] == ["warm-up", "round 1 of 2", "round 2 of 2"]
     found = {(each.way, each.clients): each for each in figures(samples)}
     assert found[HAPROXY, 2].times_haproxy.median == 1.0
     assert found[DIRECT, 2].path_us_per_token is None

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(160)]
 
 def test_one_small_round_of_every_way(tmp_path):
     load = ["--rounds", "1", "--clients", "2", "--clients", "16", "--tokens", "16"]
-    words = [*load, "--ttft-ms", "20", "--itl-ms", "5", "--tracing"]
+    words = [*load, "--ttft-ms", "20", "--itl-ms", "5", "--tracing", "--parts"]
     command = [sys.executable, "-m", "loadtests.relay_bench", *words, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode in (0, 1), done.stderr
@@ -44,5 +44,9 @@ def test_one_small_round_of_every_way(tmp_path):
     assert at[SILENT, 16].times_silent.median == 1.0
     for way in TELLING:
         assert 0.5 < at[way, 16].times_silent.median < 2.0
+    parts = {each.way: each for each in document.parts}
+    assert parts.keys() == {HAPROXY, ROUTER, DEPLOYED, HANDLES}
+    for name in ("rest_us_per_s", "us_per_request", "us_per_token"):
+        assert getattr(parts[ROUTER], name) > getattr(parts[HAPROXY], name)
     for said in ("at most 2.5", "at most 1.1", "what telling costs"):
         assert said in done.stdout

@@ -1,5 +1,7 @@
 """Figures and budgets of the relay benchmark, from rounds whose truth is known."""
 
+import os
+
 import pytest
 
 from loadtests.relay_bench.budgets import Verdict, judge
@@ -16,10 +18,13 @@ from loadtests.relay_bench.nouns import (
     SGLANG,
     SILENT,
     TRACED,
+    Level,
     Sample,
     Seen,
+    Way,
 )
-from loadtests.relay_bench.overhead import MAX_REQUESTS, level
+from loadtests.relay_bench.parts import Load, levels, measure_parts, parts_of, solve
+from loadtests.relay_bench.rounds import MAX_REQUESTS, level
 from serve_app.domain.errors import ConfigError
 
 
@@ -233,6 +238,44 @@ class TestEngine:
         assert own["deployments"][0]["user_config"] == {"split": {"b": 10_000}, "fallback": []}
         with pytest.raises(ConfigError, match="need the applications `router` and `c`, have a, b"):
             one_variant(config, "c", 1)
+
+
+class TestParts:
+    """What a relay costs at rest, per request and per token."""
+
+    @pytest.mark.parametrize(("rest", "request_us", "token_us"), [(8000, 650, 36), (0, 0, 20)])
+    def test_two_lengths_of_answer_tell_them_apart(self, rest, request_us, token_us):
+        def load(n_requests: int, tokens: int, elapsed_s: float) -> Load:
+            cost_us = rest * elapsed_s + n_requests * (request_us + tokens * token_us)
+            return Load(n_requests, n_requests * tokens, elapsed_s, cost_us / 1e6)
+
+        found = solve(rest, load(656, 4, 4.0), load(48, 256, 9.0))
+        assert found == (pytest.approx(request_us, abs=1e-6), pytest.approx(token_us))
+
+    def test_a_way_without_a_relay_has_none_and_both_lengths_are_asked_in_each_round(
+        self, monkeypatch
+    ):
+        monkeypatch.setattr("loadtests.relay_bench.parts.REST_S", 0.01)
+        ways = [Way(DIRECT, 1, "/"), Way(ROUTER, 1, "/", (os.getpid(),))]
+        asked = []
+
+        def run(way: Way, load: Level) -> Sample:
+            asked.append((way.name, load.tokens))
+            streams = load.clients * (load.requests + 1)
+            tokens = streams * load.tokens
+            cost_s = (500 * streams + 30 * tokens) / 1e6
+            return sample(way.name, streams=streams, tokens=tokens, cpu_us=cost_s * 1e3)
+
+        found = parts_of(
+            [part for n in (1, 2) for part in measure_parts(ways, levels(16, 64), n, run)]
+        )
+        assert asked == [(ROUTER, 4), (ROUTER, 256)] * 2
+        assert [each.way for each in found] == [ROUTER]
+        assert found[0].us_per_token.n == 2
+        assert found[0].rest_us_per_s.low > 0
+        # its waits took no time to speak of, so hardly anything is taken off for rest
+        assert found[0].us_per_request.median == pytest.approx(500, rel=0.02)
+        assert found[0].us_per_token.median == pytest.approx(30, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import io
 import json
+from contextlib import nullcontext
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from loadtests.relay_bench import run
 from loadtests.relay_bench.budgets import Finding, Verdict, judge
 from loadtests.relay_bench.engine import EngineRound, of_direct
 from loadtests.relay_bench.figures import Spread, figures
@@ -18,11 +20,14 @@ from loadtests.relay_bench.nouns import (
     SILENT,
     TRACED,
     Sample,
+    Way,
 )
 from loadtests.relay_bench.otlp_sink import require_spans, spans_in
 from loadtests.relay_bench.overhead import overhead
+from loadtests.relay_bench.parts import PartsSample
 from loadtests.relay_bench.peers import PEERS, environment, litellm_config
 from loadtests.relay_bench.report import (
+    BROKE_OFF,
     SCHEMA_VERSION,
     Document,
     budget_table,
@@ -30,11 +35,13 @@ from loadtests.relay_bench.report import (
     latency_table,
     machine,
     markdown,
+    parts_table,
     print_document,
     spread_text,
     telling_table,
     write,
 )
+from loadtests.relay_bench.rounds import Settings
 from serve_app.domain.errors import ConfigError, InvalidRunError
 
 
@@ -119,6 +126,54 @@ def test_what_telling_costs_has_a_table_where_it_was_measured(document):
     assert "| what telling costs, 16 clients |" in markdown(
         msgspec.structs.replace(document, figures=found)
     )
+
+
+def test_what_cpu_goes_into_has_a_table_where_it_was_measured(document):
+    assert "what CPU goes into" not in markdown(document)
+    costs = [(1, 8000.0, 640.0, 35.0), (2, 8434.0, 652.0, 36.0), (3, 9000.0, 660.0, 37.0)]
+    parts = [PartsSample(ROUTER, *each) for each in costs]
+    rows = [[ROUTER, "8434 (8000-9000)", "652 (640-660)", "36.0 (35.0-37.0)"]]
+    assert parts_table(parts)[1] == rows
+    assert "| what CPU goes into, 16 clients |" in markdown(
+        msgspec.structs.replace(document, parts=parts)
+    )
+
+
+class TestARunThatBreaksOff:
+    """What was measured before is kept, and says so."""
+
+    settings = Settings(
+        rounds=2, clients=(16,), tokens=4, ttft_ms=1, itl_ms=1, steps=False, peers=False,
+        engine=None, engine_config="",
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("error", [InvalidRunError("the peer said no"), KeyboardInterrupt()])
+    def test_its_rounds_are_written(self, tmp_path, monkeypatch, error):
+        def one_round_and_no_more(ways, settings, tell):
+            yield [sample(ROUTER, 1, 16, 0.03, 0.05), sample(HAPROXY, 1, 16, 0.02, 0.05)]
+            raise error
+
+        ways = [Way(HAPROXY, 1, "/"), Way(ROUTER, 2, "/")]
+        monkeypatch.setattr(run, "all_ways", lambda *_: nullcontext(ways))
+        monkeypatch.setattr(run, "rounds", one_round_and_no_more)
+        console = Console(file=io.StringIO(), width=200)
+        with pytest.raises(type(error)):
+            run.run(self.settings, tmp_path, console)
+        document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
+        assert document.broke_off == (str(error) or "KeyboardInterrupt")
+        assert {each.way for each in document.samples} == {ROUTER, HAPROXY}
+        for text in (console.file.getvalue(), (tmp_path / "overhead.md").read_text()):
+            assert BROKE_OFF in text
+            assert document.broke_off in text
+
+    def test_nothing_is_written_of_nothing(self, tmp_path, monkeypatch):
+        def none_start(*_):
+            raise InvalidRunError("no port")
+
+        monkeypatch.setattr(run, "all_ways", none_start)
+        with pytest.raises(InvalidRunError, match="no port"):
+            run.run(self.settings, tmp_path, Console(file=io.StringIO()))
+        assert not list(tmp_path.iterdir())
 
 
 class TestSpans:
