@@ -1,6 +1,7 @@
 """`quantile simulate`: what a precision ladder would do, over curves that were measured."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -141,32 +142,41 @@ def ladder(
 
     console = Console(markup=False, highlight=False, quiet=as_json)
     console.width = max(console.width, _WIDTH)
-    loads = [Load(name, seed + n) for name in shape for n in range(seeds)]
-    if len(loads) > 1:
-        if trace or out is not None:
-            raise ConfigError(
-                "several loads are drawn, and told as a table: leave out --trace and --out, or "
-                "give one --shape and one seed"
-            )
-        found = [
-            Answered(load, answer(question(load)))
-            for load in track(loads, "simulating", console=console, transient=True)
-        ]
-        if as_json:
-            typer.echo(json.dumps({"loads": [each.as_json() for each in found]}, indent=1))
-        console.print(repeated_table(found))
-        console.print(*repeated_lines(found), sep="\n")
-        return
-    asked = question(loads[0])
-    answered = answer(asked)
-    if as_json:
-        typer.echo(json.dumps(answered.as_json(), indent=1))
-    console.print(outcome_table(asked, answered))
-    carried = capacity_per_s(known, chosen, mean_tokens(asked.trace), n_replicas)
-    console.print(*verdict_lines(asked, answered, carried), sep="\n")
+    shapes = ["stages"] if stage else shape
+    loads = [Load(name, seed + n) for name in shapes for n in range(seeds)]
+    if len(loads) == 1:
+        _one(question(loads[0]), console, out)
+    elif trace or out is not None:
+        raise ConfigError(
+            "several loads are drawn, and told as a table: leave out --trace and --out, or give "
+            "one --shape and one seed"
+        )
+    else:
+        _many(loads, question, console)
+
+
+def _one(asked: Question, console: Console, out: Path | None) -> None:
+    found = answer(asked)
+    if console.quiet:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    console.print(outcome_table(asked, found))
+    tokens = mean_tokens(asked.trace)
+    carried = capacity_per_s(asked.curves, asked.config, tokens, asked.replicas)
+    console.print(*verdict_lines(asked, found, carried), sep="\n")
     if out is not None:
-        draw_picture(asked, answered, out)
+        draw_picture(asked, found, out)
         console.print(f"drawn: {out}")
+
+
+def _many(loads: Sequence[Load], ask: Callable[[Load], Question], console: Console) -> None:
+    found = [
+        Answered(load, answer(ask(load)))
+        for load in track(loads, "simulating", console=console, transient=True)
+    ]
+    if console.quiet:
+        typer.echo(json.dumps({"loads": [each.as_json() for each in found]}, indent=1))
+    console.print(repeated_table(found))
+    console.print(*repeated_lines(found), sep="\n")
 
 
 @app.command()

@@ -88,6 +88,10 @@ def test_several_loads_are_told_with_their_ranges():
         assert says in text
     found = json.loads(run(*command, "--seed", "3", "--seeds", "2", "--json"))["loads"]
     assert [(each["shape"], each["seed"]) for each in found] == [("square", 3), ("square", 4)]
+    staged = run(
+        *LADDER, *SLO, *QUALITY, *SHORT, "--shape", "two", "--shape", "ramp", "--seeds", "2"
+    )
+    assert "2 loads: stages; seeds 1 to 2" in staged
     # each of them is what that load alone gives
     alone = json.loads(run(*command, "--seed", "4", "--json"))
     assert {"shape": "square", "seed": 4, **alone} == found[1]
