@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pickle
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -140,6 +141,16 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray's handler of SIGTERM would end this process at once, and leave what it started."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
+    yield
+    for number, handler in before:
+        if handler is not None:
+            signal.signal(number, handler)
+
+
+@contextmanager
 def serve_ways(
     upstream_port: int, pass_port: int, pass_pid: int, sink_port: int | None = None
 ) -> Iterator[list[Way]]:
@@ -154,7 +165,8 @@ def serve_ways(
         from ray import serve
 
         port = free_port()
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        with _own_signals():
+            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             _deploy(upstream_port, pass_port)

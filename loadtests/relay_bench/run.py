@@ -18,6 +18,7 @@ from loadtests.relay_bench.parts import PartsSample, levels, measure_parts
 from loadtests.relay_bench.processes import plain_haproxy, upstream
 from loadtests.relay_bench.rounds import Settings, rounds, run_round
 from loadtests.relay_bench.upstream import CHAT
+from serve_app.domain.errors import QuantileError
 
 
 @dataclass
@@ -47,7 +48,7 @@ def run(settings: Settings, folder: Path, console: Console) -> list[Finding]:
     try:
         _measure(settings, folder, console, measured)
     except BaseException as error:
-        measured.broke_off = str(error) or type(error).__name__
+        measured.broke_off = str(error) if isinstance(error, QuantileError) else repr(error)
         if not measured.is_empty:
             _tell(started_at, settings, folder, console, measured)
         raise

@@ -1,9 +1,11 @@
 """`quantile bench overhead` on a Serve instance of its own: every way is measured, and told."""
 
+import signal
 import subprocess
 import sys
 
 import msgspec
+import psutil
 import pytest
 
 from loadtests.relay_bench.budgets import Verdict
@@ -17,6 +19,7 @@ from loadtests.relay_bench.nouns import (
     TELLING,
 )
 from loadtests.relay_bench.report import Document
+from tests.fakes.serve_client import wait_until
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(160)]
 
@@ -50,3 +53,24 @@ def test_one_small_round_of_every_way(tmp_path):
         assert getattr(parts[ROUTER], name) > getattr(parts[HAPROXY], name)
     for said in ("at most 2.5", "at most 1.1", "what telling costs"):
         assert said in done.stdout
+
+
+def test_a_run_that_is_ended_keeps_its_rounds_and_leaves_no_process(tmp_path):
+    load = ["--rounds", "99", "--clients", "16", "--tokens", "4", "--ttft-ms", "5"]
+    words = [*load, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "serve_app.cli", "bench", "overhead", *words]
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+
+        def has_a_round() -> bool:
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            return "round 1 of 99" in (tmp_path / "said").read_text()
+
+        wait_until(has_a_round, 60, "a round is done")
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    wait_until(lambda: not psutil.wait_procs(started, timeout=0)[1], 30, "all have ended")
+    document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
+    assert document.broke_off == "SystemExit(143)"
+    assert {each.way for each in document.samples} == {DIRECT, HAPROXY, ROUTER, DEPLOYED, HANDLES}

@@ -160,7 +160,7 @@ class TestARunThatBreaksOff:
         with pytest.raises(type(error)):
             run.run(self.settings, tmp_path, console)
         document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
-        assert document.broke_off == (str(error) or "KeyboardInterrupt")
+        assert document.broke_off == (str(error) or "KeyboardInterrupt()")
         assert {each.way for each in document.samples} == {ROUTER, HAPROXY}
         for text in (console.file.getvalue(), (tmp_path / "overhead.md").read_text()):
             assert BROKE_OFF in text
