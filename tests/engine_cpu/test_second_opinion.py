@@ -11,7 +11,7 @@ from tests.engine_cpu.conftest import MODEL
 from tests.fakes.second_opinion import Medians, both_medians
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
-ATTEMPTS = 6
+ATTEMPTS = 4
 LIMIT = 0.1
 
 
