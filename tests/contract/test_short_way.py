@@ -1,16 +1,15 @@
 """The middle of a stream goes past uvicorn's `send`: the same bytes, at the client's pace."""
 
 import asyncio
-import socket
 from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
-import uvicorn
 from ray.serve._private.http_util import RequestIdMiddleware
 
 from serve_app.serving.short_way import short_way
+from tests.fakes.served import served
 
 STREAM = [(b"content-type", b"text/event-stream")]
 PIECES = [b"data: one\n\n", b"data: " + 300 * b"x" + b"\n\n", b"data: [DONE]\n\n"]
@@ -40,23 +39,6 @@ class Streams:
         self.ended.set()
 
 
-@asynccontextmanager
-async def served(app: Any, **options: Any):
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, log_level="critical", lifespan="off", date_header=False, server_header=False, **options
-    )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve([listening]))
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.005)
-    try:
-        yield listening.getsockname()
-    finally:
-        server.should_exit = server.force_exit = True
-        await task
-
-
 async def ask(address: Any, method: str = "GET") -> bytes:
     reader, writer = await asyncio.open_connection(*address)
     writer.write(f"{method} / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n".encode())
@@ -68,9 +50,10 @@ async def ask(address: Any, method: str = "GET") -> bytes:
 
 async def test_the_bytes_are_the_long_ways():
     said = []
+    plain = {"date_header": False, "server_header": False}
     for is_short in (True, False):
         app = Streams(is_short=is_short)
-        async with served(app, http="httptools") as address:
+        async with served(app, http="httptools", **plain) as address:
             said.append(await ask(address))
         assert app.short == [is_short] * len(PIECES)
     assert said[0] == said[1]

@@ -1,14 +1,10 @@
 """The router's application under uvicorn on a free port; behind it an ingress that tests script."""
 
-import asyncio
 import json
-import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Self
-
-import uvicorn
 
 from serve_app.config.schema import RouterArgs, RouterUserConfig
 from serve_app.serving.relay import IngressRelay
@@ -16,6 +12,7 @@ from serve_app.serving.router_app import RouterApp
 from tests.fakes.metrics import recording_meters
 from tests.fakes.raw_server import Peer, RawServer, answer
 from tests.fakes.relay import FakeApplications, FakeSleepers, card_of
+from tests.fakes.served import served
 
 TOKEN = "0123456789abcdef"
 Talk = Callable[[Peer], Awaitable[object]]
@@ -44,21 +41,16 @@ class RouterOnAPort:
         relay = IngressRelay(url, TOKEN)
         self.app = RouterApp(args, relay, meters, FakeApplications(), FakeSleepers())
         self.configure(**self.user_config)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(self.app, log_level="critical", http="httptools", lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._task = asyncio.create_task(self._server.serve([self._socket]))
-        while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.005)
+        self._served = served(self.app, http="httptools")
+        host, port = await self._served.__aenter__()
+        self.url = f"http://{host}:{port}"
         return self
 
     def configure(self, **user_config: Any) -> None:
         self.app.configure(RouterUserConfig.model_validate(user_config))
 
     async def __aexit__(self, *exception: Any) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        await self._task
+        await self._served.__aexit__(*exception)
         self.app.close()
         await self.ingress.__aexit__(*exception)
 
