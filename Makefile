@@ -96,7 +96,7 @@ format: $(READY) ## put the code in order
 	ruff format .
 
 bench-relay: $(READY) ## CPU per relayed token, against HAProxy and a DeploymentHandle
-	$(PY) -m loadtests.relay_bench
+	quantile bench overhead
 
 bench-load: $(READY) ## CPU per token of the load client, and whether its pacer holds 300 requests/s
 	$(PY) -m loadtests.bench sse

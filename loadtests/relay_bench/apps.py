@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -143,11 +144,16 @@ def _environment() -> Iterator[None]:
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Ray's handler of SIGTERM would end this process at once, and leave what it started."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set them
+        yield
+        return
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
-    yield
-    for number, handler in before:
-        if handler is not None:
-            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -165,9 +171,9 @@ def serve_ways(
         from ray import serve
 
         port = free_port()
-        with _own_signals():
-            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
         try:
+            with _own_signals():
+                ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             _deploy(upstream_port, pass_port)
             ways = _ways(port, pass_pid)

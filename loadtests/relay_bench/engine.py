@@ -5,7 +5,7 @@ meets both alike, so that rounds are taken for independent.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def large_variant(model: str) -> dict[str, Any]:
 def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[str, Any], str]:
     """The Serve file with this variant alone, and its public model. Raises ConfigError."""
     apps = {app["name"]: app for app in config.get("applications", ())}
-    if variant == LARGE and "router" in apps:
+    if variant == LARGE and LARGE not in apps and "router" in apps:
         apps[LARGE] = large_variant(apps["router"]["args"]["model"])
     if not {"router", variant} <= apps.keys():
         raise ConfigError(
@@ -108,7 +108,7 @@ def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[s
     return serve_content(port, model, split, [apps[variant]], args), model
 
 
-def measure(settings: Settings, folder: Path) -> Iterator[EngineRound]:
+def measure(settings: Settings, folder: Path) -> Generator[EngineRound, None, None]:
     """Serve the variant, and load it by both ways in turn; a warm-up comes before.
 
     The prompt is short: it is generating that costs a router something. Raises ConfigError,

@@ -128,13 +128,22 @@ def telling_table(
 
 def parts_table(samples: Sequence[PartsSample]) -> tuple[list[str], Rows]:
     """What each way costs at rest, per request and per token; no rows where it was not asked."""
-    header = [f"what CPU goes into, {CLIENTS} clients", "us/s at rest", "us/request", "us/token"]
+    header = [
+        f"what CPU goes into, {CLIENTS} clients",
+        "us/s at rest",
+        "us/request",
+        "us/token",
+        "all, us/token at --tokens",
+        "parts over all",
+    ]
     rows = [
         [
             each.way,
             spread_text(each.rest_us_per_s, 0),
             spread_text(each.us_per_request, 0),
             spread_text(each.us_per_token, 1),
+            spread_text(each.usual_us_per_token, 1),
+            spread_text(each.explained, 2),
         ]
         for each in parts_of(samples)
     ]
@@ -197,7 +206,7 @@ def markdown(document: Document) -> str:
     lines = [f"# What the router costs, {document.date}", "", facts, ""]
     lines += [f"`{json.dumps(document.settings)}`", ""]
     if document.broke_off is not None:
-        lines += [f"**{BROKE_OFF}** {document.broke_off}", ""]
+        lines += [f"**{BROKE_OFF}**", "", "```", document.broke_off, "```", ""]
     for header, rows in _tables(document):
         lines.append(f"| {' | '.join(header)} |")
         lines.append(f"|{'---|' * len(header)}")

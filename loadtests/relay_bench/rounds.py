@@ -46,18 +46,17 @@ def level(clients: int, tokens: int) -> Level:
 def rounds(
     ways: Sequence[Way], settings: Settings, tell: Callable[[str], None]
 ) -> Iterator[list[Sample]]:
-    """Rounds over all ways; the first is a warm-up, and yields nothing.
+    """Rounds over all ways, level by level; the first round is a warm-up, and yields nothing.
 
     Raises InvalidRunError when a stream failed or came short.
     """
     for number in range(settings.rounds + 1):
         start_s = time.monotonic()
-        samples = []
         for clients in settings.clients:
             load = level(clients, settings.tokens) if number else Level(clients, 1, 8)
-            samples += one_round(ways, load, number, settings)
-        if number:
-            yield samples
+            samples = one_round(ways, load, number, settings)
+            if number:
+                yield samples
         told = f"round {number} of {settings.rounds}" if number else "warm-up"
         tell(f"{told}: {time.monotonic() - start_s:.0f} s")
 

@@ -18,13 +18,15 @@ from loadtests.relay_bench.parts import PartsSample, levels, measure_parts
 from loadtests.relay_bench.processes import plain_haproxy, upstream
 from loadtests.relay_bench.rounds import Settings, rounds, run_round
 from loadtests.relay_bench.upstream import CHAT
-from serve_app.domain.errors import QuantileError
+from serve_app.domain.errors import InvalidRunError, QuantileError
 
 
 @dataclass
 class Measured:
     """What there is so far."""
 
+    ways: list[str] = field(default_factory=list)
+    """Their names, in the order of the tables."""
     samples: list[Sample] = field(default_factory=list)
     parts: list[PartsSample] = field(default_factory=list)
     engine: list[real_engine.EngineRound] = field(default_factory=list)
@@ -36,12 +38,19 @@ class Measured:
         """Whether there is nothing to keep."""
         return not (self.samples or self.parts or self.engine)
 
+    def in_order(self) -> tuple[list[Sample], list[PartsSample]]:
+        """Samples and parts, by way."""
+        return (
+            sorted(self.samples, key=lambda each: self.ways.index(each.way)),
+            sorted(self.parts, key=lambda each: self.ways.index(each.way)),
+        )
+
 
 def run(settings: Settings, folder: Path, console: Console) -> list[Finding]:
     """Measure everything, print it and write it into `folder`; returns the budgets.
 
-    What was measured before an error is written too. Raises BuildError, ConfigError, EngineError,
-    InvalidRunError.
+    What was measured before an error is written too, without a verdict on any budget.
+    Raises BuildError, ConfigError, EngineError, InvalidRunError.
     """
     started_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     measured = Measured()
@@ -61,25 +70,28 @@ def _measure(settings: Settings, folder: Path, console: Console, measured: Measu
 
     if not settings.engine_only:
         with console.status("starting the ways"), all_ways(settings, folder) as ways:
+            measured.ways = [way.name for way in ways]
             for samples in rounds(ways, settings, tell):
                 measured.samples += samples
-            names = [way.name for way in ways]
-            measured.samples.sort(key=lambda sample: names.index(sample.way))
             if settings.tracing:
-                require_spans(folder, measured.samples)
+                _require_spans(folder, measured)
             if settings.parts:
                 alone = [way for way in ways if way.name not in TELLING]
                 for number in range(1, settings.rounds + 1):
-                    measured.parts += measure_parts(
+                    for part in measure_parts(
                         alone,
                         levels(CLIENTS, settings.tokens),
                         number,
                         lambda way, level: run_round(way, level, 0, settings),
-                    )
-                    tell(f"rest, short answers, long answers: round {number} of {settings.rounds}")
+                    ):
+                        measured.parts.append(part)
+                    tell(f"rest, answers of three lengths: round {number} of {settings.rounds}")
     if settings.engine is not None:
-        with console.status(f"loading a real engine, variant {settings.engine}"):
-            for each in real_engine.measure(settings, folder):
+        with (
+            console.status(f"loading a real engine, variant {settings.engine}"),
+            contextlib.closing(real_engine.measure(settings, folder)) as engine_rounds,
+        ):
+            for each in engine_rounds:
                 measured.engine.append(each)
                 tell(
                     f"real engine, round {len(measured.engine)} of {settings.engine_rounds}: "
@@ -87,10 +99,20 @@ def _measure(settings: Settings, folder: Path, console: Console, measured: Measu
                 )
 
 
+def _require_spans(folder: Path, measured: Measured) -> None:
+    """No figures of traces that were not sent. Raises InvalidRunError."""
+    try:
+        require_spans(folder, measured.samples)
+    except InvalidRunError:
+        measured.samples = [each for each in measured.samples if each.way not in TELLING]
+        raise
+
+
 def _tell(
     started_at: str, settings: Settings, folder: Path, console: Console, measured: Measured
 ) -> list[Finding]:
-    found, ratio = figures(measured.samples), real_engine.of_direct(measured.engine)
+    samples, parts = measured.in_order()
+    found, ratio = figures(samples), real_engine.of_direct(measured.engine)
     document = report.Document(
         schema_version=report.SCHEMA_VERSION,
         date=started_at,
@@ -99,9 +121,9 @@ def _tell(
         figures=found,
         engine=measured.engine,
         engine_of_direct=ratio,
-        findings=judge(found, ratio),
-        samples=measured.samples,
-        parts=measured.parts,
+        findings=judge(found, ratio) if measured.broke_off is None else [],
+        samples=samples,
+        parts=parts,
         broke_off=measured.broke_off,
     )
     report.write(document, folder)

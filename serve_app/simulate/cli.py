@@ -152,7 +152,7 @@ def ladder(
             "one --shape and one seed"
         )
     else:
-        _many(loads, question, console)
+        _many(loads, question, console, shares_device=one_device)
 
 
 def _one(asked: Question, console: Console, out: Path | None) -> None:
@@ -168,7 +168,13 @@ def _one(asked: Question, console: Console, out: Path | None) -> None:
         console.print(f"drawn: {out}")
 
 
-def _many(loads: Sequence[Load], ask: Callable[[Load], Question], console: Console) -> None:
+def _many(
+    loads: Sequence[Load],
+    ask: Callable[[Load], Question],
+    console: Console,
+    *,
+    shares_device: bool,
+) -> None:
     found = [
         Answered(load, answer(ask(load)))
         for load in track(loads, "simulating", console=console, transient=True)
@@ -176,7 +182,7 @@ def _many(loads: Sequence[Load], ask: Callable[[Load], Question], console: Conso
     if console.quiet:
         typer.echo(json.dumps({"loads": [each.as_json() for each in found]}, indent=1))
     console.print(repeated_table(found))
-    console.print(*repeated_lines(found), sep="\n")
+    console.print(*repeated_lines(found, shares_device=shares_device), sep="\n")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What `quantile simulate` is told by options and files, as the nouns of a simulation."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,12 +62,19 @@ def expected_quality(texts: Sequence[str], report: Path | None) -> dict[str, flo
             decoded = decode_report(report.read_bytes(), str(report))
         except OSError as error:
             raise ConfigError(f"cannot read {report}: {error.strerror}") from None
-        return {each.name: each.score.value for each in decoded.variants if each.score is not None}
-    found = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise ConfigError(f"--quality {text}: write NAME=VALUE, as int8=0.998") from None
+        scores = {each.name: each.score for each in decoded.variants}
+        found = {name: score.value for name, score in scores.items() if score is not None}
+    else:
+        found = dict(_named_value(text) for text in texts)
+    for name, value in found.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"the quality of {name} is {value:g}: need a number above 0")
     return found
+
+
+def _named_value(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ConfigError(f"--quality {text}: write NAME=VALUE, as int8=0.998") from None

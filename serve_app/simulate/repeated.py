@@ -1,5 +1,6 @@
 """The same question of several loads: medians with their ranges, since one burst is luck."""
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from serve_app.simulate.outcome import Outcome
 from serve_app.simulate.study import Answer
+from serve_app.simulate.table import HARDLY, HARDLY_TIMES
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,20 @@ def repeated_table(found: Sequence[Answered]) -> Table:
     )
     for outcomes in policies:
         if outcomes:
-            table.add_row(*_cells(outcomes))
+            table.add_row(*_cells(outcomes, len(answers)))
     table.add_row("nothing exceeds", "", _spread([each.bound for each in answers], "{:.4f}"))
     return table
 
 
-def _cells(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    yield outcomes[0].name
+def _cells(outcomes: Sequence[Outcome], n_loads: int) -> Iterator[str]:
+    of = "" if len(outcomes) == n_loads else f", {len(outcomes)} of the loads"
+    yield outcomes[0].name + of
     yield _spread([100 * each.violation_share for each in outcomes], "{:.1f}") + " %"
     yield _spread([each.quality for each in outcomes], "{:.4f}")
     yield str(max(each.turns for each in outcomes))
 
 
-def repeated_lines(found: Sequence[Answered]) -> Iterator[str]:
+def repeated_lines(found: Sequence[Answered], *, shares_device: bool = False) -> Iterator[str]:
     """What the figures mean, in words: medians, and ranges over the loads."""
     shapes = ", ".join(dict.fromkeys(each.load.shape for each in found))
     seeds = [each.load.seed for each in found]
@@ -65,7 +68,11 @@ def repeated_lines(found: Sequence[Answered]) -> Iterator[str]:
     answers = [each.answer for each in found]
     gains = [each.gain for each in answers if each.fixed.n_violations]
     if gains:
-        yield f"times fewer SLO violations than {answers[0].fixed.name}: {_spread(gains, '{:.1f}')}"
+        none_left = "; inf: no violation left" if math.inf in gains else ""
+        yield (
+            f"times fewer SLO violations than {answers[0].fixed.name}: "
+            f"{_spread(gains, '{:.1f}')}{none_left}"
+        )
     unneeded = len(answers) - len(gains)
     if unneeded:
         fixed = answers[0].fixed.name
@@ -87,6 +94,8 @@ def repeated_lines(found: Sequence[Answered]) -> Iterator[str]:
         )
     bounds = [100 * (1 - each.ladder.quality / each.bound) for each in answers]
     yield f"against the bound that nothing exceeds: {_spread(bounds, '{:.2f}')} %"
+    if shares_device and gains and statistics.median(gains) < HARDLY_TIMES:
+        yield HARDLY
 
 
 def _spread(values: Sequence[float], form: str) -> str:

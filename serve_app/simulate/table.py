@@ -7,6 +7,13 @@ from rich.table import Table
 from serve_app.simulate.outcome import Outcome
 from serve_app.simulate.study import Answer, Question
 
+HARDLY_TIMES = 2
+HARDLY = (
+    "the ladder hardly helps: on one device a cheaper variant must be faster at the same "
+    "batch, and by these curves it is not (quantile reference speed, or a campaign of "
+    "concurrency stages, tells)"
+)
+
 
 def outcome_table(question: Question, found: Answer) -> Table:
     """One row per policy."""
@@ -55,9 +62,5 @@ def verdict_lines(question: Question, found: Answer, carried: Mapping[str, float
     else:
         loss = 1 - found.ladder.quality / found.hindsight.quality
         yield f"quality lost against the best possible at no more violations: {loss:.2%}"
-    if question.shares_device and found.gain < 2:
-        yield (
-            "the ladder hardly helps: on one device a cheaper variant must be faster at the same "
-            "batch, and by these curves it is not (quantile reference speed, or a campaign of "
-            "concurrency stages, tells)"
-        )
+    if question.shares_device and found.gain < HARDLY_TIMES:
+        yield HARDLY

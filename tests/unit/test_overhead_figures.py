@@ -24,6 +24,7 @@ from loadtests.relay_bench.nouns import (
     Way,
 )
 from loadtests.relay_bench.parts import Load, levels, measure_parts, parts_of, solve
+from loadtests.relay_bench.parts import sample as parts_sample
 from loadtests.relay_bench.rounds import MAX_REQUESTS, level
 from serve_app.domain.errors import ConfigError
 
@@ -243,20 +244,34 @@ class TestEngine:
 class TestParts:
     """What a relay costs at rest, per request and per token."""
 
-    @pytest.mark.parametrize(("rest", "request_us", "token_us"), [(8000, 650, 36), (0, 0, 20)])
-    def test_two_lengths_of_answer_tell_them_apart(self, rest, request_us, token_us):
-        def load(n_requests: int, tokens: int, elapsed_s: float) -> Load:
-            cost_us = rest * elapsed_s + n_requests * (request_us + tokens * token_us)
-            return Load(n_requests, n_requests * tokens, elapsed_s, cost_us / 1e6)
+    @staticmethod
+    def load(rest, request_us, token_us, n_requests: int, tokens: int, elapsed_s: float) -> Load:
+        cost_us = rest * elapsed_s + n_requests * (request_us + tokens * token_us)
+        return Load(n_requests, n_requests * tokens, elapsed_s, cost_us / 1e6)
 
-        found = solve(rest, load(656, 4, 4.0), load(48, 256, 9.0))
+    @pytest.mark.parametrize("costs", [(8000, 650, 36), (0, 0, 20)])
+    def test_two_lengths_of_answer_tell_them_apart(self, costs):
+        rest, request_us, token_us = costs
+        short, long = self.load(*costs, 656, 4, 4.0), self.load(*costs, 48, 256, 9.0)
+        found = solve(rest, short, long)
         assert found == (pytest.approx(request_us, abs=1e-6), pytest.approx(token_us))
+        usual = self.load(*costs, 112, 64, 5.5)
+        part = parts_sample(ROUTER, 1, rest, short, usual, long)
+        assert part.explained == pytest.approx(1.0)
+        all_us = (rest * 5.5 + 112 * request_us) / (112 * 64) + token_us
+        assert part.usual_us_per_token == pytest.approx(all_us)
 
-    def test_a_way_without_a_relay_has_none_and_both_lengths_are_asked_in_each_round(
+    def test_what_they_do_not_explain_is_told(self):
+        short, long = self.load(0, 500, 40, 656, 4, 4.0), self.load(0, 500, 40, 48, 256, 9.0)
+        usual = self.load(0, 1000, 80, 112, 64, 5.5)  # while the machine was slower
+        assert parts_sample(ROUTER, 1, 0, short, usual, long).explained == pytest.approx(0.5)
+
+    def test_all_lengths_are_asked_of_each_way_that_has_a_relay_from_another_on_each_round(
         self, monkeypatch
     ):
         monkeypatch.setattr("loadtests.relay_bench.parts.REST_S", 0.01)
-        ways = [Way(DIRECT, 1, "/"), Way(ROUTER, 1, "/", (os.getpid(),))]
+        pids = (os.getpid(),)
+        ways = [Way(DIRECT, 1, "/"), Way(ROUTER, 1, "/", pids), Way(HANDLES, 1, "/", pids)]
         asked = []
 
         def run(way: Way, load: Level) -> Sample:
@@ -266,16 +281,16 @@ class TestParts:
             cost_s = (500 * streams + 30 * tokens) / 1e6
             return sample(way.name, streams=streams, tokens=tokens, cpu_us=cost_s * 1e3)
 
-        found = parts_of(
-            [part for n in (1, 2) for part in measure_parts(ways, levels(16, 64), n, run)]
-        )
-        assert asked == [(ROUTER, 4), (ROUTER, 256)] * 2
-        assert [each.way for each in found] == [ROUTER]
-        assert found[0].us_per_token.n == 2
-        assert found[0].rest_us_per_s.low > 0
+        both = [list(measure_parts(ways, levels(16, 64), n, run)) for n in (1, 2)]
+        order = [[part.way for part in found] for found in both]
+        assert order == [[HANDLES, ROUTER], [ROUTER, HANDLES]]
+        assert asked[:3] == [(HANDLES, 4), (HANDLES, 64), (HANDLES, 256)]
+        of_router = parts_of(both[0] + both[1])[1]
+        assert (of_router.way, of_router.us_per_token.n) == (ROUTER, 2)
+        assert of_router.rest_us_per_s.low > 0
         # its waits took no time to speak of, so hardly anything is taken off for rest
-        assert found[0].us_per_request.median == pytest.approx(500, rel=0.02)
-        assert found[0].us_per_token.median == pytest.approx(30, rel=0.02)
+        assert of_router.us_per_request.median == pytest.approx(500, rel=0.02)
+        assert of_router.us_per_token.median == pytest.approx(30, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -131,8 +132,10 @@ def test_what_telling_costs_has_a_table_where_it_was_measured(document):
 def test_what_cpu_goes_into_has_a_table_where_it_was_measured(document):
     assert "what CPU goes into" not in markdown(document)
     costs = [(1, 8000.0, 640.0, 35.0), (2, 8434.0, 652.0, 36.0), (3, 9000.0, 660.0, 37.0)]
-    parts = [PartsSample(ROUTER, *each) for each in costs]
+    whole = [(50.0, 0.98), (51.0, 1.0), (52.0, 1.02)]
+    parts = [PartsSample(ROUTER, *a, *b) for a, b in zip(costs, whole, strict=True)]
     rows = [[ROUTER, "8434 (8000-9000)", "652 (640-660)", "36.0 (35.0-37.0)"]]
+    rows[0] += ["51.0 (50.0-52.0)", "1.00 (0.98-1.02)"]
     assert parts_table(parts)[1] == rows
     assert "| what CPU goes into, 16 clients |" in markdown(
         msgspec.structs.replace(document, parts=parts)
@@ -161,10 +164,25 @@ class TestARunThatBreaksOff:
             run.run(self.settings, tmp_path, console)
         document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
         assert document.broke_off == (str(error) or "KeyboardInterrupt()")
-        assert {each.way for each in document.samples} == {ROUTER, HAPROXY}
         for text in (console.file.getvalue(), (tmp_path / "overhead.md").read_text()):
             assert BROKE_OFF in text
             assert document.broke_off in text
+        assert document.findings == []  # an end that was chosen is no verdict
+        assert [each.way for each in document.samples] == [HAPROXY, ROUTER]
+
+    def test_of_traces_that_were_not_sent_nothing_is_kept(self, tmp_path, monkeypatch):
+        def one_round(ways, settings, tell):
+            yield [sample(name, 1, 16, 0.03, 0.05) for name in (ROUTER, SILENT, TRACED)]
+
+        (tmp_path / "otlp.log").write_text(json.dumps({"service": TRACED, "spans": 19}))
+        ways = [Way(name, 1, "/") for name in (ROUTER, SILENT, TRACED)]
+        monkeypatch.setattr(run, "all_ways", lambda *_: nullcontext(ways))
+        monkeypatch.setattr(run, "rounds", one_round)
+        settings = replace(self.settings, tracing=True)
+        with pytest.raises(InvalidRunError, match="19 spans of 20"):
+            run.run(settings, tmp_path, Console(file=io.StringIO()))
+        document = msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Document)
+        assert [each.way for each in document.samples] == [ROUTER]
 
     def test_nothing_is_written_of_nothing(self, tmp_path, monkeypatch):
         def none_start(*_):

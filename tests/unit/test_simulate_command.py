@@ -16,6 +16,7 @@ from serve_app.simulate.cli import app
 from serve_app.simulate.outcome import Outcome
 from serve_app.simulate.repeated import Answered, Load, repeated_lines, repeated_table
 from serve_app.simulate.study import Answer
+from serve_app.simulate.table import HARDLY
 
 EXAMPLE = Path(__file__).parents[2] / "serve_app" / "simulate" / "example" / "curves.yaml"
 SHORT = ["--stage", "1x10", "--stage", "6x20", "--stage", "1x20"]
@@ -101,15 +102,34 @@ def test_the_median_of_several_loads_is_between_their_ends():
     answers = [answered(1.0, 90, 9), answered(0.9, 80, 8), answered(0.8, 50, 0)]
     lines = list(repeated_lines(answers))
     assert "3 loads: square; seeds 1 to 3; median (range)" in lines
-    assert "times fewer SLO violations than fixed: 10.0 (10.0-inf)" in lines
+    fewer = "times fewer SLO violations than fixed: 10.0 (10.0-inf); inf: no violation left"
+    assert fewer in lines
     assert any("10.00 (0.00-20.00) %, 3 loads" in line for line in lines)
     console = Console(file=io.StringIO(), width=120)
     console.print(repeated_table(answers))
     row = next(line for line in console.file.getvalue().splitlines() if "ladder" in line)
     cells = [cell.strip() for cell in row.split("  ") if cell]
     assert cells == ["ladder", "8.0 (0.0-9.0) %", "0.9000 (0.8000-1.0000)", "1"]
-    none_as_good = [replace(each, answer=replace(each.answer, hindsight=None)) for each in answers]
-    assert any("as rarely as the ladder did: 3" in line for line in repeated_lines(none_as_good))
+
+
+def test_the_best_in_hindsight_that_is_of_some_loads_says_so():
+    answers = [answered(1.0, 90, 9), answered(0.9, 80, 8), answered(0.8, 50, 5)]
+    answers[1] = replace(answers[1], answer=replace(answers[1].answer, hindsight=None))
+    assert any("as rarely as the ladder did: 1" in line for line in repeated_lines(answers))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(repeated_table(answers))
+    row = next(line for line in console.file.getvalue().splitlines() if "hindsight" in line)
+    cells = [cell.strip() for cell in row.split("  ") if cell]
+    assert cells[:2] == ["best in hindsight, 2 of the loads", "7.0 (5.0-9.0) %"]
+    none = [replace(each, answer=replace(each.answer, hindsight=None)) for each in answers]
+    assert not any("lost against the best possible" in line for line in repeated_lines(none))
+
+
+def test_on_one_device_the_ladder_that_hardly_helps_is_told_of_several_loads_too():
+    slow = [answered(1.0, 90, 60), answered(0.9, 90, 50)]
+    assert HARDLY in repeated_lines(slow, shares_device=True)
+    assert HARDLY not in repeated_lines(slow)
+    assert HARDLY not in repeated_lines([answered(1.0, 90, 9)], shares_device=True)
 
 
 def answered(quality: float, n_fixed: int, n_ladder: int) -> Answered:
@@ -155,6 +175,8 @@ def test_curves_of_several_measurements_go_into_one_file(tmp_path):
         ([*LADDER, *SLO, "--quality", "baseline=1"], "no quality is given for gguf-q4-k-m"),
         ([*LADDER, *SLO, "--quality", "baseline=good"], "write NAME=VALUE"),
         ([*LADDER, *SLO, "--quality-report", "/none.json"], "cannot read /none.json"),
+        ([*LADDER, *SLO, "--quality", "baseline=0"], "need a number above 0"),
+        ([*LADDER, *SLO, "--quality", "baseline=nan"], "need a number above 0"),
         ([*LADDER, *SLO, *QUALITY, "--replicas", "baseline=0"], "write NAME=N"),
         ([*LADDER, *SLO, *QUALITY, "--replicas", "fp8=2"], "the rungs are baseline, gguf-q4-k-m"),
         ([*LADDER, *SLO, *QUALITY, "--shape", "sine"], "known: square, ramp, two"),
