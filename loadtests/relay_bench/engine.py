@@ -20,7 +20,7 @@ from loadtests.relay_bench.replicas import direct_port, replica
 from loadtests.relay_bench.rounds import Settings
 from loadtests.relay_bench.upstream import CHAT
 from serve_app.config.secrets import internal_token
-from serve_app.config.serve_content import serve_content
+from serve_app.config.serve_content import serve_content, variant_application
 from serve_app.config.serve_file import load_serve_file
 from serve_app.domain.errors import ConfigError
 from serve_app.reference.large import ensure_large
@@ -72,24 +72,22 @@ def ends(n: int) -> tuple[int | None, int | None]:
 def large_variant(model: str) -> dict[str, Any]:
     """An application with the large reference shape, made if it is not there; threads as vLLM's
     default has it: a core is left to serving."""
-    return {
-        "name": LARGE,
-        "route_prefix": f"/variants/{LARGE}",
-        "import_path": "serve_app.app:variant",
-        "args": {
+    engine = {
+        "dtype": "bfloat16",
+        "max_model_len": 1024,
+        "max_num_seqs": CLIENTS,
+        "kv_cache_memory_bytes": 256 * 2**20,
+        "enforce_eager": True,
+    }
+    return variant_application(
+        {
             "model": model,
             "name": LARGE,
             "checkpoint": str(ensure_large()),
             "method": "unquantized",
-            "engine": {
-                "dtype": "bfloat16",
-                "max_model_len": 1024,
-                "max_num_seqs": CLIENTS,
-                "kv_cache_memory_bytes": 256 * 2**20,
-                "enforce_eager": True,
-            },
-        },
-    }
+            "engine": engine,
+        }
+    )
 
 
 def one_variant(config: dict[str, Any], variant: str, port: int) -> tuple[dict[str, Any], str]:
@@ -116,8 +114,7 @@ def measure(settings: Settings, folder: Path) -> Generator[EngineRound, None, No
     """
     assert settings.engine is not None
     variant, port = settings.engine, free_port()
-    config = load_serve_file(Path(settings.engine_config))
-    alone, model = one_variant(config, variant, port)
+    alone, model = one_variant(load_serve_file(Path(settings.engine_config)), variant, port)
     file = folder / "engine.yaml"
     file.write_text(yaml.safe_dump(alone, sort_keys=False))
     with LocalServe(file, log=folder / "engine.log", environ=own_ports()) as serve:

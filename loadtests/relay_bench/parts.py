@@ -15,6 +15,7 @@ import msgspec
 from loadtests.relay_bench.cpu import CpuMeter
 from loadtests.relay_bench.figures import Spread, spread
 from loadtests.relay_bench.nouns import Level, Sample, Way
+from loadtests.relay_bench.rounds import in_turn
 
 REST_S = 4.0
 SHORT_REQUESTS, USUAL_REQUESTS, LONG_REQUESTS = 20, 5, 1
@@ -92,9 +93,8 @@ def measure_parts(
     Raises InvalidRunError.
     """
     ways = [way for way in ways if way.pids]
-    first = number % len(ways)
     rest = _at_rest(ways)
-    for way in (*ways[first:], *ways[:first]):
+    for way in in_turn(ways, number):
         short, usual, long = (_load(way, each, run) for each in lengths)
         yield sample(way.name, number, rest[way.name], short, usual, long)
 

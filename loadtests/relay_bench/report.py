@@ -156,7 +156,7 @@ def engine_table(rounds: Sequence[EngineRound]) -> tuple[list[str], Rows]:
     rows = []
     for number, each in enumerate(rounds, 1):
         direct, router = each.direct_tokens_per_s, each.router_tokens_per_s
-        rows.append([str(number), f"{direct:.1f}", f"{router:.1f}", f"{router / direct:.3f}"])
+        rows.append([str(number), f"{direct:.1f}", f"{router:.1f}", f"{each.of_direct:.3f}"])
     return header, rows
 
 

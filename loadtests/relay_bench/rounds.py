@@ -65,13 +65,18 @@ def one_round(ways: Sequence[Way], load: Level, number: int, settings: Settings)
     """Every way at one level, each round beginning with another; those of `TELLING` together, at up
     to `CLIENTS` clients each. Raises InvalidRunError."""
     alone = [way for way in ways if way.name not in TELLING]
-    first = number % len(alone)
-    seen = [run_round(way, load, number, settings) for way in alone[first:] + alone[:first]]
+    seen = [run_round(way, load, number, settings) for way in in_turn(alone, number)]
     together = [way for way in ways if way.name in TELLING]
     if together and load.clients <= CLIENTS:
         with ThreadPoolExecutor(len(together)) as pool:
             seen += pool.map(lambda way: run_round(way, load, number, settings), together)
     return seen
+
+
+def in_turn(ways: Sequence[Way], number: int) -> list[Way]:
+    """All of them, each round beginning with another."""
+    first = number % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
 def run_round(way: Way, load: Level, number: int, settings: Settings) -> Sample:

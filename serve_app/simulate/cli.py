@@ -121,15 +121,16 @@ def ladder(
     chosen = ladder_config(config, rungs, ttft_ms, tpot_ms)
     n_replicas = replica_counts(replicas or [])
     expected = expected_quality(quality or [], quality_report)
-    capacity = capacity_per_s(known, chosen, lengths.mean, n_replicas)[chosen.rungs[0]]
 
     def question(load: Load) -> Question:
         if trace:
             arrivals = recorded(trace_format, trace, speedup, seconds)
+        elif stage:
+            arrivals = draw([parse_stage(text) for text in stage], lengths, load.seed)
         else:
-            stages = [parse_stage(text) for text in stage or []]
-            size = (overload, calm, burst_s)
-            arrivals = draw(stages or burst(load.shape, capacity, *size), lengths, load.seed)
+            carried = capacity_per_s(known, chosen, lengths.mean, n_replicas)[chosen.rungs[0]]
+            stages = burst(load.shape, carried, overload, calm, burst_s)
+            arrivals = draw(stages, lengths, load.seed)
         return Question(
             config=chosen,
             curves=tuple(known),

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from serve_app.simulate.outcome import Outcome
 from serve_app.simulate.study import Answer
-from serve_app.simulate.table import HARDLY, HARDLY_TIMES
+from serve_app.simulate.table import HARDLY, HARDLY_TIMES, policy_table
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,7 @@ class Answered:
 
 def repeated_table(found: Sequence[Answered]) -> Table:
     """One row per policy over all loads."""
-    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(f"policy, {len(found)} loads")
-    for title in ("SLO missed", "quality", "turns, most"):
-        table.add_column(title, justify="right")
+    table = policy_table(f"policy, {len(found)} loads", "SLO missed", "quality", "turns, most")
     answers = [each.answer for each in found]
     policies = (
         [each.fixed for each in answers],
@@ -77,11 +74,7 @@ def repeated_lines(found: Sequence[Answered], *, shares_device: bool = False) ->
     if unneeded:
         fixed = answers[0].fixed.name
         yield f"loads that need no ladder, since {fixed} violates nothing: {unneeded}"
-    lost = [
-        100 * (1 - each.ladder.quality / each.hindsight.quality)
-        for each in answers
-        if each.hindsight is not None
-    ]
+    lost = [100 * loss for each in answers if (loss := each.lost_to_best) is not None]
     if lost:
         yield (
             "quality lost against the best possible at no more violations: "
@@ -92,7 +85,7 @@ def repeated_lines(found: Sequence[Answered], *, shares_device: bool = False) ->
             "loads where no overflow policy with known arrivals violates the SLO as rarely as "
             f"the ladder did: {len(answers) - len(lost)}"
         )
-    bounds = [100 * (1 - each.ladder.quality / each.bound) for each in answers]
+    bounds = [100 * each.lost_to_bound for each in answers]
     yield f"against the bound that nothing exceeds: {_spread(bounds, '{:.2f}')} %"
     if shares_device and gains and statistics.median(gains) < HARDLY_TIMES:
         yield HARDLY

@@ -69,6 +69,16 @@ class Answer:
         ladder = self.ladder.n_violations
         return self.fixed.n_violations / ladder if ladder else float("inf")
 
+    @property
+    def lost_to_best(self) -> float | None:
+        """Share of quality given up against the best possible; None: there is no `hindsight`."""
+        return None if self.hindsight is None else 1 - self.ladder.quality / self.hindsight.quality
+
+    @property
+    def lost_to_bound(self) -> float:
+        """Share of quality given up against what nothing exceeds."""
+        return 1 - self.ladder.quality / self.bound
+
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         policies = [self.fixed, self.ladder, *([self.hindsight] if self.hindsight else [])]

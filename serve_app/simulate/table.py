@@ -18,14 +18,20 @@ HARDLY = (
 def outcome_table(question: Question, found: Answer) -> Table:
     """One row per policy."""
     rungs = question.config.rungs
-    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("policy")
-    for title in ("SLO missed", "quality", "TTFT P95", "TPOT P95", "turns", *rungs):
-        table.add_column(title, justify="right")
+    table = policy_table("policy", "SLO missed", "quality", "TTFT P95", "TPOT P95", "turns", *rungs)
     for each in (found.fixed, found.ladder, found.hindsight):
         if each is not None:
             table.add_row(*_cells(each, rungs))
     table.add_row("nothing exceeds", "", f"{found.bound:.4f}")
+    return table
+
+
+def policy_table(policy: str, *figures: str) -> Table:
+    """An empty table of policies with these titles, figures to the right."""
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(policy)
+    for title in figures:
+        table.add_column(title, justify="right")
     return table
 
 
@@ -57,10 +63,10 @@ def verdict_lines(question: Question, found: Answer, carried: Mapping[str, float
         yield f"SLO violations against {found.fixed.name}: {times}"
     else:
         yield f"{found.fixed.name} violates nothing: this load needs no ladder"
-    if found.hindsight is None:
+    loss = found.lost_to_best
+    if loss is None:
         yield "no overflow policy with known arrivals violates the SLO as rarely as the ladder did"
     else:
-        loss = 1 - found.ladder.quality / found.hindsight.quality
         yield f"quality lost against the best possible at no more violations: {loss:.2%}"
     if question.shares_device and found.gain < HARDLY_TIMES:
         yield HARDLY

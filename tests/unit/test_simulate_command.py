@@ -105,22 +105,17 @@ def test_the_median_of_several_loads_is_between_their_ends():
     fewer = "times fewer SLO violations than fixed: 10.0 (10.0-inf); inf: no violation left"
     assert fewer in lines
     assert any("10.00 (0.00-20.00) %, 3 loads" in line for line in lines)
-    console = Console(file=io.StringIO(), width=120)
-    console.print(repeated_table(answers))
-    row = next(line for line in console.file.getvalue().splitlines() if "ladder" in line)
-    cells = [cell.strip() for cell in row.split("  ") if cell]
-    assert cells == ["ladder", "8.0 (0.0-9.0) %", "0.9000 (0.8000-1.0000)", "1"]
+    assert row_of("ladder", answers) == ["ladder", "8.0 (0.0-9.0) %", "0.9000 (0.8000-1.0000)", "1"]
 
 
 def test_the_best_in_hindsight_that_is_of_some_loads_says_so():
     answers = [answered(1.0, 90, 9), answered(0.9, 80, 8), answered(0.8, 50, 5)]
     answers[1] = replace(answers[1], answer=replace(answers[1].answer, hindsight=None))
     assert any("as rarely as the ladder did: 1" in line for line in repeated_lines(answers))
-    console = Console(file=io.StringIO(), width=120)
-    console.print(repeated_table(answers))
-    row = next(line for line in console.file.getvalue().splitlines() if "hindsight" in line)
-    cells = [cell.strip() for cell in row.split("  ") if cell]
-    assert cells[:2] == ["best in hindsight, 2 of the loads", "7.0 (5.0-9.0) %"]
+    assert row_of("hindsight", answers)[:2] == [
+        "best in hindsight, 2 of the loads",
+        "7.0 (5.0-9.0) %",
+    ]
     none = [replace(each, answer=replace(each.answer, hindsight=None)) for each in answers]
     assert not any("lost against the best possible" in line for line in repeated_lines(none))
 
@@ -130,6 +125,14 @@ def test_on_one_device_the_ladder_that_hardly_helps_is_told_of_several_loads_too
     assert HARDLY in repeated_lines(slow, shares_device=True)
     assert HARDLY not in repeated_lines(slow)
     assert HARDLY not in repeated_lines([answered(1.0, 90, 9)], shares_device=True)
+
+
+def row_of(policy: str, answers: list[Answered]) -> list[str]:
+    """The cells of its row in the table."""
+    console = Console(file=io.StringIO(), width=120)
+    console.print(repeated_table(answers))
+    row = next(line for line in console.file.getvalue().splitlines() if policy in line)
+    return [cell.strip() for cell in row.split("  ") if cell]
 
 
 def answered(quality: float, n_fixed: int, n_ladder: int) -> Answered:
