@@ -50,7 +50,8 @@ def test_one_small_round_of_every_way(tmp_path):
         assert 0.5 < at[way, 16].times_silent.median < 2.0
     parts = {each.way: each for each in document.parts}
     assert parts.keys() == {HAPROXY, ROUTER, DEPLOYED, HANDLES}
-    for name in ("rest_us_per_s", "us_per_request", "us_per_token", "usual_us_per_token"):
+    # What was solved for is a difference: of one round it has no order.
+    for name in ("rest_us_per_s", "usual_us_per_token"):
         assert getattr(parts[ROUTER], name) > getattr(parts[HAPROXY], name)
     for said in ("at most 2.5", "at most 1.1", "what telling costs"):
         assert said in done.stdout
