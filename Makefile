@@ -9,6 +9,9 @@ QUANTIZE_READY := $(QUANTIZE_VENV)/.ready-$(PROFILE)
 JOBS ?= $(shell nproc)
 # Tests that start nothing and time nothing: they may run side by side.
 FAST := tests/unit tests/architecture tests/weights
+# Tests of processes and sockets, which mostly wait: twice as many, each file by one process.
+WAITING := tests/contract tests/browser
+WAITING_TESTS := $(PY) -m pytest -n $(shell echo $$((2 * $(JOBS)))) --dist loadfile
 CONFIG := configs/local$(if $(filter gpu,$(PROFILE)),-gpu).yaml
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Serve's HAProxy ingress: without these everything works, slower.
@@ -48,7 +51,8 @@ test: check $(QUANTIZE_READY) ## everything: check, unit, Serve with fake engine
 	.ci/install-redis
 	$(PY) -m pytest -n $(JOBS) $(FAST)
 	quantile reference build --all
-	$(PY) -m pytest $(FAST:%=--ignore=%)
+	$(WAITING_TESTS) $(WAITING); waiting=$$?; \
+	  $(PY) -m pytest $(FAST:%=--ignore=%) $(WAITING:%=--ignore=%) && exit $$waiting
 
 family-table: setup ## every recipe made, gated, served, judged and timed, in one table: about 40 minutes
 	quantile family
@@ -58,7 +62,7 @@ pipeline: setup ## baseline, INT8, 4 bits, each validated, a recommendation, a c
 
 test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
 	$(PY) -m pytest -n $(JOBS) $(FAST)
-	$(PY) -m pytest tests/contract
+	$(WAITING_TESTS) tests/contract
 
 test-gpu: $(READY) $(QUANTIZE_READY) ## on one GPU, PROFILE=gpu, under 10 minutes once its variants are made: plan against bytes, starts, a killed neighbour
 	$(PY) -m tests.gpu.formats $${QUANTILE_GPU_TESTS_DEVICE:-gpu}

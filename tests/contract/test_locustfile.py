@@ -26,9 +26,9 @@ def requests_by_name(prefix: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(
     "words",
     [
-        ("-u", "4", "-r", "4", "-t", "2s"),
-        ("-u", "4", "-r", "4", "-t", "2s", "--processes", "2"),
-        ("--stages", "2x1,4x2"),
+        ("-u", "4", "-r", "4", "-t", "4s"),
+        ("-u", "4", "-r", "4", "-t", "4s", "--processes", "2"),
+        ("--stages", "2x2,4x2"),
     ],
     ids=["one process", "two processes", "stages"],
 )
@@ -49,7 +49,8 @@ def test_a_headless_run_counts_each_request_once(fake_server, tmp_path, words):
     assert set(rows) <= {"m@a", "m@b", "Aggregated"}
     total = rows["Aggregated"]
     assert int(total["Failure Count"]) == 0
-    assert 4 <= int(total["Request Count"]) <= 30  # 4 users, a second of thinking
+    # 4 users at once at most, a second of thinking; the first ones may come late
+    assert 4 <= int(total["Request Count"]) <= 40
     assert 80 < float(total["Median Response Time"]) < 400  # the whole answer: 32 tokens
 
 

@@ -370,16 +370,20 @@ def variant(uri, method="gptq", **more):
     return parse(VariantArgs, content, where="test")
 
 
+class Unserved(VariantServer):
+    def __del__(self) -> None:
+        """Serve awaits it; here nobody would."""
+
+
 class TestReplica:
     """What a variant's replica does before any engine is started."""
 
-    @pytest.mark.filterwarnings("ignore:coroutine 'VariantServer.__del__'")
     async def test_wrong_bytes_never_reach_an_engine(self, proxy, gptq, monkeypatch, leases):
         monkeypatch.setenv("QUANTILE_INTERNAL_TOKEN", "0123456789abcdef")
         uri = pushed(gptq)
         proxy.decide = lambda r: Fault("corrupt", 99) if "model.safe" in r.path else None
         started = []
-        server = VariantServer(variant(uri))
+        server = Unserved(variant(uri))
         monkeypatch.setattr(server, "_start", started.append)
         with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
             await server.__serve_build_asgi_app__()

@@ -243,7 +243,8 @@ class TestReports:
 
 
 @pytest.fixture
-async def router(tmp_path):
+async def router(tmp_path, monkeypatch):
+    monkeypatch.delenv("QUANTILE_REPORTS_DIR", raising=False)  # `make` sets it
     relay = FakeRelay(*SPLIT)
     relay.cards["a"] = card_of("a", facts={"gpu_type": "L4", "gpu_fraction": "0.4"})
     store = FakeStore(SPLIT)
