@@ -56,13 +56,15 @@ class Drill:
         await self._see("head", start_s)
         start_s = time.monotonic()
         await self._dashboard.put(self._config)
-        await until(self._has(dict.fromkeys(CLIENTS, 1)), WITHIN_S, "every application runs")
+        await until(
+            self._settled(dict.fromkeys(CLIENTS, 1)), WITHIN_S, "every application, no node idle"
+        )
         fewest = await self._see("fewest replicas", start_s)
         ingress = next(each["node_ip"] for each in fewest if each["application"] == ROUTER)
         url = f"http://{ingress}:{INGRESS_PORT}{CHAT}"
         start_s = time.monotonic()
         async with self._load(url):
-            await until(self._has(LOADED), WITHIN_S, f"{LOADED} replicas")
+            await until(self._settled(LOADED), WITHIN_S, f"{LOADED} replicas, no node idle")
             await self._see("under load", start_s)
         start_s = time.monotonic()
         nodes = self.stages[1]["nodes"]
@@ -82,6 +84,19 @@ class Drill:
         async def holds() -> bool:
             running = await self._dashboard.running()
             return all(running[name] == n for name, n in replicas.items())
+
+        return holds
+
+    def _settled(self, replicas: dict[str, int]) -> Callable[[], Awaitable[bool]]:
+        """So many, and every node has one: the autoscaler may ask for a node too many, which goes
+        when it was idle long enough.
+        """
+
+        async def holds() -> bool:
+            if not await self._has(replicas)():
+                return False
+            used = {each.pod for each in await self._dashboard.places()}
+            return len(used) == sum(self._cluster.nodes().values())
 
         return holds
 
