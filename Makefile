@@ -11,7 +11,7 @@ JOBS ?= $(shell nproc)
 FAST := tests/unit tests/architecture tests/weights
 # Tests of processes and sockets, which mostly wait: twice as many, each file by one process.
 WAITING := tests/contract tests/browser
-WAITING_TESTS := $(PY) -m pytest -n $(shell echo $$((2 * $(JOBS)))) --dist loadfile
+WAITING_TESTS := $(PY) -m pytest -n $$((2 * $(JOBS))) --dist loadfile
 CONFIG := configs/local$(if $(filter gpu,$(PROFILE)),-gpu).yaml
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Serve's HAProxy ingress: without these everything works, slower.
@@ -60,7 +60,7 @@ family-table: setup ## every recipe made, gated, served, judged and timed, in on
 pipeline: setup ## baseline, INT8, 4 bits, each validated, a recommendation, a checklist: about 15 minutes
 	quantile pipeline configs/pipelines/reference.yaml
 
-test-fast: $(READY) ## what needs neither Ray nor vLLM: seconds
+test-fast: $(READY) ## what needs neither Ray nor vLLM: under ten minutes
 	$(PY) -m pytest -n $(JOBS) $(FAST)
 	$(WAITING_TESTS) tests/contract
 

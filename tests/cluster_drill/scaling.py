@@ -33,6 +33,7 @@ IDLE_S = 4.0
 SCRIPT = {"ttft_ms": 50, "itl_ms": 500, "output_tokens": 12}
 CLIENTS = {"awq": 40, "int8": 48, "fp8": 112}
 """Requests under way at each variant: with prod.yaml's targets (16, 32, 32) 3, 2 and 4 replicas."""
+FEWEST = dict.fromkeys(CLIENTS, 1)
 LOADED = {"awq": 3, "int8": 2, "fp8": 4}
 WITHIN_S = 240.0
 
@@ -56,9 +57,7 @@ class Drill:
         await self._see("head", start_s)
         start_s = time.monotonic()
         await self._dashboard.put(self._config)
-        await until(
-            self._settled(dict.fromkeys(CLIENTS, 1)), WITHIN_S, "every application, no node idle"
-        )
+        await until(self._settled(FEWEST), WITHIN_S, "every application, no node idle")
         fewest = await self._see("fewest replicas", start_s)
         ingress = next(each["node_ip"] for each in fewest if each["application"] == ROUTER)
         url = f"http://{ingress}:{INGRESS_PORT}{CHAT}"
@@ -68,7 +67,7 @@ class Drill:
             await self._see("under load", start_s)
         start_s = time.monotonic()
         nodes = self.stages[1]["nodes"]
-        await until(self._has(dict.fromkeys(CLIENTS, 1)), WITHIN_S, "one replica of each again")
+        await until(self._settled(FEWEST), WITHIN_S, "one replica of each again, no node idle")
         await until(self._nodes_are(nodes), WITHIN_S, f"no nodes but {nodes}")
         await self._see("load gone", start_s)
 
@@ -80,23 +79,16 @@ class Drill:
         print(f"{stage}: {seconds:.1f} s, {nodes}", flush=True)
         return places
 
-    def _has(self, replicas: dict[str, int]) -> Callable[[], Awaitable[bool]]:
-        async def holds() -> bool:
-            running = await self._dashboard.running()
-            return all(running[name] == n for name, n in replicas.items())
-
-        return holds
-
     def _settled(self, replicas: dict[str, int]) -> Callable[[], Awaitable[bool]]:
         """So many, and every node has one: the autoscaler may ask for a node too many, which goes
         when it was idle long enough.
         """
 
         async def holds() -> bool:
-            if not await self._has(replicas)():
-                return False
+            running = await self._dashboard.running()
             used = {each.pod for each in await self._dashboard.places()}
-            return len(used) == sum(self._cluster.nodes().values())
+            has_them = all(running[name] == n for name, n in replicas.items())
+            return has_them and len(used) == sum(self._cluster.nodes().values())
 
         return holds
 

@@ -49,8 +49,7 @@ def test_a_headless_run_counts_each_request_once(fake_server, tmp_path, words):
     assert set(rows) <= {"m@a", "m@b", "Aggregated"}
     total = rows["Aggregated"]
     assert int(total["Failure Count"]) == 0
-    # 4 users at once at most, a second of thinking; the first ones may come late
-    assert 4 <= int(total["Request Count"]) <= 40
+    assert 4 <= int(total["Request Count"]) <= 30  # 4 users, a second of thinking
     assert 80 < float(total["Median Response Time"]) < 400  # the whole answer: 32 tokens
 
 

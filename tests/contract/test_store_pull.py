@@ -370,11 +370,6 @@ def variant(uri, method="gptq", **more):
     return parse(VariantArgs, content, where="test")
 
 
-class Unserved(VariantServer):
-    def __del__(self) -> None:
-        """Serve awaits it; here nobody would."""
-
-
 class TestReplica:
     """What a variant's replica does before any engine is started."""
 
@@ -383,7 +378,7 @@ class TestReplica:
         uri = pushed(gptq)
         proxy.decide = lambda r: Fault("corrupt", 99) if "model.safe" in r.path else None
         started = []
-        server = Unserved(variant(uri))
+        server = VariantServer(variant(uri))
         monkeypatch.setattr(server, "_start", started.append)
         with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
             await server.__serve_build_asgi_app__()

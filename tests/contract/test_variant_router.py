@@ -19,8 +19,6 @@ WRONG = [
     {"split": {"a": 10_000}, "aliases": {"m": {"split": {"a": 10_000}}}},
     {"split": {"a": 10_000}, "cohorts": [{"name": "gold", "split": {"z": 10_000}}]},
 ]
-# Serve awaits the replica's asynchronous __del__; the interpreter, at the end of a test, cannot.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'VariantRouter.__del__'")
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.engine import StubEngine
 
 TOKEN = "0123456789abcdef"
-# Serve awaits the replica's asynchronous __del__; the interpreter, at the end of a test, cannot.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'VariantServer.__del__'")
 
 
 def variant_args(checkpoint: object, method: str = "gptq", **engine: object) -> VariantArgs:
